@@ -1,0 +1,194 @@
+//! What leaves: datagrams for sockets and streams, packets for the device, each in one arena that is reused.
+//!
+//! The thinking half writes (seals, in fact) straight into the arena, and the engine sends from there: no allocation
+//! and no second copy per packet. Datagrams that follow each other to one destination lie next to each other, which is
+//! what a batched send wants.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use crate::base::id::SocketId;
+use crate::base::id::StreamId;
+
+/// Bytes left free before each message for a stream, where the engine writes the frame header (`wire::frame`).
+pub const STREAM_HEADROOM: usize = 4;
+
+/// Which door a message leaves by or came in by.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Via {
+    /// A datagram of this socket.
+    Udp(SocketId),
+    /// A frame of this stream.
+    Stream(StreamId),
+}
+
+impl Via {
+    /// The data socket of the address family of `to`.
+    #[must_use]
+    pub fn udp_for(to: SocketAddr) -> Self {
+        Self::Udp(if to.is_ipv4() { SocketId::V4 } else { SocketId::V6 })
+    }
+}
+
+/// One message in an [`Outbox`].
+#[derive(Clone, Debug)]
+pub struct Transmit {
+    /// The door.
+    pub via: Via,
+    /// The destination; for a stream, the address of its far end.
+    pub to: SocketAddr,
+    /// Where the message lies in the arena, without headroom.
+    pub range: Range<usize>,
+}
+
+/// Messages that wait to be sent, in order.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    arena: Vec<u8>,
+    used: usize,
+    sends: Vec<Transmit>,
+}
+
+impl Outbox {
+    /// Queues a copy of `message`.
+    pub fn push(&mut self, via: Via, to: SocketAddr, message: &[u8]) {
+        let _ = self.fill(via, to, message.len(), |slot| {
+            slot.copy_from_slice(message);
+            Some(message.len())
+        });
+    }
+
+    /// Lets `write` make a message of at most `room` bytes in place; it answers how many it used, or `None` to take it
+    /// back. Returns that answer.
+    pub fn fill(
+        &mut self,
+        via: Via,
+        to: SocketAddr,
+        room: usize,
+        write: impl FnOnce(&mut [u8]) -> Option<usize>,
+    ) -> Option<usize> {
+        let start = match via {
+            Via::Udp(_) => self.used,
+            Via::Stream(_) => self.used + STREAM_HEADROOM,
+        };
+        if self.arena.len() < start + room {
+            self.arena.resize(start + room, 0);
+        }
+        let written = write(self.arena.get_mut(start..start + room)?)?.min(room);
+        self.used = start + written;
+        self.sends.push(Transmit { via, to, range: start..self.used });
+        Some(written)
+    }
+
+    /// The queued messages.
+    #[must_use]
+    pub fn sends(&self) -> &[Transmit] {
+        &self.sends
+    }
+
+    /// The bytes of one message.
+    #[must_use]
+    pub fn bytes(&self, range: Range<usize>) -> &[u8] {
+        self.arena.get(range).unwrap_or_default()
+    }
+
+    /// The arena itself, for an engine that writes frame headers into the headroom.
+    pub fn arena_mut(&mut self) -> &mut [u8] {
+        &mut self.arena
+    }
+
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sends.is_empty()
+    }
+
+    /// Forgets everything, keeps the memory.
+    pub fn clear(&mut self) {
+        self.sends.clear();
+        self.used = 0;
+    }
+}
+
+/// IP packets that wait to be written to the device, in order.
+#[derive(Debug, Default)]
+pub struct PacketBatch {
+    arena: Vec<u8>,
+    used: usize,
+    packets: Vec<Range<usize>>,
+}
+
+impl PacketBatch {
+    /// Queues a copy of `packet`.
+    pub fn push(&mut self, packet: &[u8]) {
+        let _ = self.fill(packet.len(), |slot| {
+            slot.copy_from_slice(packet);
+            Some(0..packet.len())
+        });
+    }
+
+    /// Lets `write` make a packet in `room` bytes; it answers which part of them is the packet, or `None`.
+    pub fn fill(
+        &mut self,
+        room: usize,
+        write: impl FnOnce(&mut [u8]) -> Option<Range<usize>>,
+    ) -> Option<Range<usize>> {
+        if self.arena.len() < self.used + room {
+            self.arena.resize(self.used + room, 0);
+        }
+        let part = write(self.arena.get_mut(self.used..self.used + room)?)?;
+        let range = self.used + part.start..(self.used + part.end).min(self.used + room);
+        self.used = range.end;
+        self.packets.push(range.clone());
+        Some(range)
+    }
+
+    /// The packets.
+    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        self.packets.iter().map(|range| self.arena.get(range.clone()).unwrap_or_default())
+    }
+
+    /// Whether nothing waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// Forgets everything, keeps the memory.
+    pub fn clear(&mut self) {
+        self.packets.clear();
+        self.used = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_lie_next_to_each_other_and_streams_get_headroom() {
+        let to: SocketAddr = "192.0.2.1:9".parse().unwrap();
+        let mut out = Outbox::default();
+        out.push(Via::udp_for(to), to, b"abc");
+        assert_eq!(out.fill(Via::udp_for(to), to, 100, |_| None), None);
+        out.push(Via::udp_for(to), to, b"de");
+        out.push(Via::Stream(StreamId(7)), to, b"f");
+        let ranges: Vec<_> = out.sends().iter().map(|t| t.range.clone()).collect();
+        assert_eq!(ranges, [0..3, 3..5, 9..10]);
+        assert_eq!(out.bytes(3..5), b"de");
+        out.clear();
+        assert!(out.is_empty());
+    }
+
+    #[test]
+    fn a_packet_may_lie_anywhere_in_its_room() {
+        let mut batch = PacketBatch::default();
+        let _ = batch.fill(10, |slot| {
+            slot.fill(7);
+            Some(2..5)
+        });
+        batch.push(b"z");
+        let all: Vec<&[u8]> = batch.iter().collect();
+        assert_eq!(all, [&[7, 7, 7][..], b"z"]);
+    }
+}

@@ -1,0 +1,90 @@
+//! How a NAT treats a transport. "Unknown" is a value, never a guess.
+
+/// How external endpoints are chosen (RFC 4787 4.1, RFC 5382 4.1; session-dependent as in Gaballo's thesis 3.1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Mapping {
+    /// Not measured.
+    #[default]
+    Unknown,
+    /// No translation at all.
+    None,
+    /// One external endpoint for all destinations.
+    EndpointIndependent,
+    /// One per destination address.
+    AddressDependent,
+    /// One per destination address and port.
+    AddressAndPortDependent,
+    /// One per session, even to the same destination (TCP only).
+    SessionDependent,
+}
+
+/// Which inbound packets pass (RFC 4787 5, RFC 5382 4.3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Filtering {
+    /// Not measured.
+    #[default]
+    Unknown,
+    /// Everything.
+    Open,
+    /// Anything to a mapped endpoint.
+    EndpointIndependent,
+    /// Only from addresses that were sent to.
+    AddressDependent,
+    /// Only from endpoints that were sent to.
+    AddressAndPortDependent,
+    /// Inbound SYNs never, not even after a SYN went out (TCP only).
+    InboundNever,
+}
+
+/// How the external port follows from what was there before (RFC 4787 4.2; delta as in Gaballo's thesis 3.1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum PortAssignment {
+    /// Not measured.
+    #[default]
+    Unknown,
+    /// The same as inside.
+    Preserved,
+    /// Steps by this much from one mapping to the next.
+    Delta(i16),
+    /// No pattern.
+    Random,
+}
+
+/// How one transport is treated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Behavior {
+    /// Whether it gets out at all; `None` if not measured.
+    pub passes: Option<bool>,
+    /// Mapping.
+    pub mapping: Mapping,
+    /// Filtering.
+    pub filtering: Filtering,
+    /// Port assignment.
+    pub ports: PortAssignment,
+}
+
+/// What a member knows about the NATs before it; travels in offers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Profile {
+    /// UDP.
+    pub udp: Behavior,
+    /// TCP.
+    pub tcp: Behavior,
+}
+
+/// What two answers to the same local port say about the mapping (RFC 5780 4.3): `first` and `second` are the mapped
+/// addresses that two servers at different addresses saw, `local` is the socket's own.
+#[must_use]
+pub fn mapping_of(
+    local: std::net::SocketAddr,
+    first: std::net::SocketAddr,
+    second: Option<std::net::SocketAddr>,
+) -> Mapping {
+    match second {
+        _ if first == local => Mapping::None,
+        None => Mapping::Unknown,
+        Some(second) if second == first => Mapping::EndpointIndependent,
+        // One pair of answers cannot tell the address's share from the port's: assume the worse.
+        Some(_) => Mapping::AddressAndPortDependent,
+    }
+}

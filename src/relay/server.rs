@@ -1,0 +1,1 @@
+//! The relay itself: bind requests in, answers and forwarded messages out; never a socket.

@@ -1,0 +1,1 @@
+//! One transaction: request, retransmission ladder, answer or timeout (RFC 8489 6.2.1).

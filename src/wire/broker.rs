@@ -1,0 +1,208 @@
+//! Messages between a broker and its members and relays, inside TLS.
+
+use std::net::SocketAddr;
+
+use crate::base::id::AttemptId;
+use crate::base::id::RegistrationId;
+use crate::base::id::RelaySession;
+use crate::base::id::RequestId;
+use crate::base::time::UnixTime;
+use crate::identity::names::MemberName;
+use crate::nat::behavior::Profile;
+use crate::nat::candidate::Candidate;
+
+/// Largest message from someone without a certificate, bytes: an enrolment request is below 300.
+pub const MAX_UNAUTHENTICATED: usize = 2048;
+/// Largest message from a certificate's holder, and largest from the broker, bytes.
+pub const MAX_AUTHENTICATED: usize = 65_535;
+/// Largest WireGuard handshake message (initiation 148, response 92) that may travel through the broker, bytes.
+pub const MAX_NOISE: usize = 192;
+
+/// Whom a question is about.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// By name.
+    Name(MemberName),
+    /// By overlay address.
+    Addr(std::net::IpAddr),
+}
+
+/// From a member or relay to the broker.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ToBroker {
+    /// The first and only message of a connection without a certificate: a signed request and the invite's secret.
+    Redeem { secret: [u8; 32], request: Vec<u8> },
+    /// The first message of a connection with one.
+    Register(Register),
+    /// Candidates or profile changed.
+    Update { candidates: Vec<Candidate>, profile: Profile },
+    /// Who is this?
+    Lookup { request: RequestId, target: Target },
+    /// Who is there? In order of name, after `after`.
+    List { request: RequestId, after: Option<MemberName> },
+    /// Introduce me to `target`; `noise` is the first handshake message, handed on with the offer.
+    Connect { request: RequestId, target: Target, noise: Vec<u8> },
+    /// A handshake message for the other side of `attempt`.
+    Convey { attempt: AttemptId, noise: Vec<u8> },
+    /// A new certificate for the same holder, please; `csr` is a signing request of the same keys.
+    Renew { request: RequestId, csr: Vec<u8> },
+    /// Are you there?
+    Ping { nonce: u32 },
+}
+
+/// What a member or relay says about itself when it comes online.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Register {
+    /// Version of the program, for people.
+    pub software: String,
+    /// Where to try; empty for a relay.
+    pub candidates: Vec<Candidate>,
+    /// What its NATs do.
+    pub profile: Profile,
+    /// A relay's own endpoints; empty for a member that does not relay.
+    pub relay: Vec<Candidate>,
+    /// Revocation list version that it holds.
+    pub revocations: u64,
+    /// Whether it wants to hear of every member that comes, changes and goes.
+    pub watch: bool,
+}
+
+/// What a broker knows about a member.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MemberRecord {
+    /// Its certificate, DER; whoever reads it verifies it.
+    pub certificate: Vec<u8>,
+    /// Whether it is connected to this broker.
+    pub online: bool,
+    /// When it was last.
+    pub last_seen: UnixTime,
+}
+
+/// A relay that one side of an attempt may use.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RelayOffer {
+    /// The relay's certificate, DER.
+    pub certificate: Vec<u8>,
+    /// Its endpoints, UDP and TCP.
+    pub endpoints: Vec<Candidate>,
+    /// The session both sides meet in.
+    pub session: RelaySession,
+    /// This side's token: bytes of [`crate::wire::relay::Token`], signed by the broker.
+    pub token: Vec<u8>,
+}
+
+/// An introduction, to both sides at once.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Offer {
+    /// Common name of this introduction.
+    pub attempt: AttemptId,
+    /// The request that it answers, on the side that asked.
+    pub request: Option<RequestId>,
+    /// The other side.
+    pub peer: MemberRecord,
+    /// Where it may be.
+    pub candidates: Vec<Candidate>,
+    /// What its NATs do.
+    pub profile: Profile,
+    /// Relays, best first.
+    pub relays: Vec<RelayOffer>,
+    /// The other side's first handshake message, on the side that was asked for.
+    pub noise: Vec<u8>,
+}
+
+/// The answer to [`Register`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Registered {
+    /// Name of the registration in UDP registrations.
+    pub registration: RegistrationId,
+    /// Where the broker takes UDP registrations.
+    pub udp: Vec<SocketAddr>,
+    /// The source of the control connection, as the broker sees it.
+    pub observed: SocketAddr,
+    /// The broker's clock.
+    pub time: UnixTime,
+}
+
+/// Why a request was refused. The text beside it is for people.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// No such member or address.
+    NotFound,
+    /// It exists but is not connected.
+    Offline,
+    /// Invite unknown, expired or used; deliberately one answer.
+    InvalidInvite,
+    /// The wanted name belongs to somebody else.
+    NameTaken,
+    /// The network's prefix has no address left.
+    NoAddressLeft,
+    /// Too many requests.
+    TooMany,
+    /// This broker cannot sign certificates.
+    NoAuthority,
+    /// The request makes no sense.
+    Malformed,
+    /// The certificate does not allow that.
+    Forbidden,
+}
+
+/// From the broker.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum FromBroker {
+    /// Answer to `Redeem`: the new certificate and the overlay prefixes' lengths.
+    Enrolled { certificate: Vec<u8> },
+    /// Answer to `Register`.
+    Registered(Registered),
+    /// Answer to `Lookup`.
+    Found { request: RequestId, member: MemberRecord },
+    /// Answer to `List`; `more` if there are names after the last.
+    Listing { request: RequestId, members: Vec<MemberRecord>, more: bool },
+    /// To both sides of a `Connect`.
+    Offer(Offer),
+    /// The other side's `Convey`.
+    Conveyed { attempt: AttemptId, noise: Vec<u8> },
+    /// A member came, changed or went.
+    Changed(MemberRecord),
+    /// The newest revocation list, signed by the CA.
+    Revocations(Vec<u8>),
+    /// Answer to `Renew`.
+    Renewed { request: RequestId, certificate: Vec<u8> },
+    /// Answer to any request that failed; request 0 for messages without one.
+    Refused { request: RequestId, why: Refusal, text: String },
+    /// Answer to `Ping`.
+    Pong { nonce: u32 },
+}
+
+impl ToBroker {
+    /// The message's bytes.
+    #[must_use]
+    pub fn emit(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Reads one message.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the bytes.
+    pub fn parse(bytes: &[u8]) -> Result<Self, super::WireError> {
+        let _ = bytes;
+        Err(super::WireError::Unknown)
+    }
+}
+
+impl FromBroker {
+    /// The message's bytes.
+    #[must_use]
+    pub fn emit(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Reads one message.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the bytes.
+    pub fn parse(bytes: &[u8]) -> Result<Self, super::WireError> {
+        let _ = bytes;
+        Err(super::WireError::Unknown)
+    }
+}

@@ -1,0 +1,1 @@
+//! A read-only view of an IP packet: as much as routing and source checks need.

@@ -1,0 +1,1 @@
+//! Candidates, endpoints and NAT profiles as bytes: parts of broker messages.
