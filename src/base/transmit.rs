@@ -30,6 +30,17 @@ impl Via {
     }
 }
 
+/// What happened to a stream.
+#[derive(Debug)]
+pub enum StreamEvent<'a> {
+    /// Connected.
+    Opened,
+    /// One whole frame, without its header.
+    Frame(&'a mut [u8]),
+    /// Gone, or never came up; in words.
+    Closed(String),
+}
+
 /// One message in an [`Outbox`].
 #[derive(Clone, Debug)]
 pub struct Transmit {

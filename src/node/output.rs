@@ -14,7 +14,7 @@ use crate::wire::broker::ToBroker;
 /// Work for the engine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Order {
-    /// Open a TCP stream; the engine answers with a [`StreamEvent`].
+    /// Open a TCP stream; the engine answers with a [`crate::base::transmit::StreamEvent`].
     Open {
         /// Chosen by the node, never used again.
         id: StreamId,
@@ -29,17 +29,6 @@ pub enum Order {
     StoreCertificate(Vec<u8>),
     /// A newer revocation list was accepted: store it (signed bytes).
     StoreRevocations(Vec<u8>),
-}
-
-/// What happened to a stream.
-#[derive(Debug)]
-pub enum StreamEvent<'a> {
-    /// Connected.
-    Opened,
-    /// One whole frame, without its header.
-    Frame(&'a [u8]),
-    /// Gone, or never came up; in words.
-    Closed(String),
 }
 
 /// News for people and logs.
