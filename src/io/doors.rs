@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
+use std::time::Instant;
 
 use crate::base::id::SocketId;
 use crate::base::id::StreamId;
@@ -119,10 +120,18 @@ impl Doors {
     /// Waits for events or for `timeout`, then hands out what is there: at most one batch per door, so that no door
     /// starves the others. A door with more to give is ready again at once.
     ///
+    /// `now` is the time at the call: the streams' own deadlines (connect, first frame, unfinished frame) are kept on
+    /// it. Returns early, with nothing, when one of them comes due: call again with the new time.
+    ///
     /// # Errors
     /// Only when the wait itself fails: a bug.
-    pub fn wait(&mut self, timeout: Option<Duration>, on: &mut dyn FnMut(Event<'_>)) -> io::Result<()> {
-        let _ = (timeout, on);
+    pub fn wait(
+        &mut self,
+        now: Instant,
+        timeout: Option<Duration>,
+        on: &mut dyn FnMut(Event<'_>),
+    ) -> io::Result<()> {
+        let _ = (now, timeout, on);
         Ok(())
     }
 }
