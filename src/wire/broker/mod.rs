@@ -1,5 +1,13 @@
-//! Messages between a broker and its members and relays, inside TLS.
+//! Messages between a broker and its members and relays, inside TLS; how they look as bytes stands in `codec.rs`.
+//!
+//! The connection is TLS 1.3 with ALPN `ntcp/1`. Each message stands behind its length as a `u16` (the caps below). A
+//! message of unknown kind ([`super::WireError::Unknown`]) is passed over, any other error ends the connection.
 
+mod codec;
+#[cfg(test)]
+mod tests;
+
+use std::net::IpAddr;
 use std::net::SocketAddr;
 
 use crate::base::id::AttemptId;
@@ -17,6 +25,20 @@ pub const MAX_UNAUTHENTICATED: usize = 2048;
 pub const MAX_AUTHENTICATED: usize = 65_535;
 /// Largest WireGuard handshake message (initiation 148, response 92) that may travel through the broker, bytes.
 pub const MAX_NOISE: usize = 192;
+/// Largest certificate, bytes of DER: a member with a few dozen groups stays below.
+pub const MAX_CERTIFICATE: usize = 4096;
+/// Largest signing request, bytes.
+pub const MAX_REQUEST: usize = 1024;
+/// Largest relay token with its signature, bytes.
+pub const MAX_TOKEN: usize = 512;
+/// Largest signed revocation list, bytes: what one message holds, over 4000 serial numbers.
+pub const MAX_REVOCATIONS: usize = MAX_AUTHENTICATED - 4;
+/// Most relays in an offer: a best one and some in reserve.
+pub const MAX_RELAYS: usize = 4;
+/// Most members in one listing; the next listing goes on after the last.
+pub const MAX_LISTED: usize = 64;
+/// Most addresses at which a broker takes UDP registrations.
+pub const MAX_UDP: usize = 8;
 
 /// Whom a question is about.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -24,36 +46,76 @@ pub enum Target {
     /// By name.
     Name(MemberName),
     /// By overlay address.
-    Addr(std::net::IpAddr),
+    Addr(IpAddr),
 }
 
 /// From a member or relay to the broker.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ToBroker {
     /// The first and only message of a connection without a certificate: a signed request and the invite's secret.
-    Redeem { secret: [u8; 32], request: Vec<u8> },
+    Redeem {
+        /// The invite's.
+        secret: [u8; 32],
+        /// Bytes of [`crate::wire::enroll::SigningRequest`].
+        request: Vec<u8>,
+    },
     /// The first message of a connection with one.
     Register(Register),
     /// Candidates or profile changed.
-    Update { candidates: Vec<Candidate>, profile: Profile },
+    Update {
+        /// All of them, in place of the former.
+        candidates: Vec<Candidate>,
+        /// In place of the former.
+        profile: Profile,
+    },
     /// Who is this?
-    Lookup { request: RequestId, target: Target },
+    Lookup {
+        /// Echoed by the answer.
+        request: RequestId,
+        /// Whom.
+        target: Target,
+    },
     /// Who is there? In order of name, after `after`.
-    List { request: RequestId, after: Option<MemberName> },
+    List {
+        /// Echoed by the answer.
+        request: RequestId,
+        /// The last name of the listing before; `None` from the start.
+        after: Option<MemberName>,
+    },
     /// Introduce me to `target`; `noise` is the first handshake message, handed on with the offer.
-    Connect { request: RequestId, target: Target, noise: Vec<u8> },
+    Connect {
+        /// Echoed by the answer.
+        request: RequestId,
+        /// To whom.
+        target: Target,
+        /// May be empty; at most [`MAX_NOISE`].
+        noise: Vec<u8>,
+    },
     /// A handshake message for the other side of `attempt`.
-    Convey { attempt: AttemptId, noise: Vec<u8> },
+    Convey {
+        /// The introduction that it belongs to.
+        attempt: AttemptId,
+        /// At most [`MAX_NOISE`].
+        noise: Vec<u8>,
+    },
     /// A new certificate for the same holder, please; `csr` is a signing request of the same keys.
-    Renew { request: RequestId, csr: Vec<u8> },
+    Renew {
+        /// Echoed by the answer.
+        request: RequestId,
+        /// Bytes of [`crate::wire::enroll::SigningRequest`].
+        csr: Vec<u8>,
+    },
     /// Are you there?
-    Ping { nonce: u32 },
+    Ping {
+        /// Any number.
+        nonce: u32,
+    },
 }
 
 /// What a member or relay says about itself when it comes online.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Register {
-    /// Version of the program, for people.
+    /// Version of the program, for people. Printable, at most 255 bytes.
     pub software: String,
     /// Where to try; empty for a relay.
     pub candidates: Vec<Candidate>,
@@ -149,60 +211,61 @@ pub enum Refusal {
 /// From the broker.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum FromBroker {
-    /// Answer to `Redeem`: the new certificate and the overlay prefixes' lengths.
-    Enrolled { certificate: Vec<u8> },
+    /// Answer to `Redeem`.
+    Enrolled {
+        /// The new certificate, DER.
+        certificate: Vec<u8>,
+    },
     /// Answer to `Register`.
     Registered(Registered),
     /// Answer to `Lookup`.
-    Found { request: RequestId, member: MemberRecord },
+    Found {
+        /// Of the question.
+        request: RequestId,
+        /// Who it is.
+        member: MemberRecord,
+    },
     /// Answer to `List`; `more` if there are names after the last.
-    Listing { request: RequestId, members: Vec<MemberRecord>, more: bool },
+    Listing {
+        /// Of the question.
+        request: RequestId,
+        /// In order of name. Those that do not fit one message are left out, and `more` is set.
+        members: Vec<MemberRecord>,
+        /// Whether there are names after the last.
+        more: bool,
+    },
     /// To both sides of a `Connect`.
     Offer(Offer),
     /// The other side's `Convey`.
-    Conveyed { attempt: AttemptId, noise: Vec<u8> },
+    Conveyed {
+        /// The introduction that it belongs to.
+        attempt: AttemptId,
+        /// At most [`MAX_NOISE`].
+        noise: Vec<u8>,
+    },
     /// A member came, changed or went.
     Changed(MemberRecord),
     /// The newest revocation list, signed by the CA.
     Revocations(Vec<u8>),
     /// Answer to `Renew`.
-    Renewed { request: RequestId, certificate: Vec<u8> },
+    Renewed {
+        /// Of the question.
+        request: RequestId,
+        /// The new certificate, DER.
+        certificate: Vec<u8>,
+    },
     /// Answer to any request that failed; request 0 for messages without one.
-    Refused { request: RequestId, why: Refusal, text: String },
+    Refused {
+        /// Of the question.
+        request: RequestId,
+        /// For programs.
+        why: Refusal,
+        /// For people: what to do next. Printable, at most 255 bytes.
+        text: String,
+    },
     /// Answer to `Ping`.
-    Pong { nonce: u32 },
-}
-
-impl ToBroker {
-    /// The message's bytes.
-    #[must_use]
-    pub fn emit(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    /// Reads one message.
-    ///
-    /// # Errors
-    /// Whatever is wrong with the bytes.
-    pub fn parse(bytes: &[u8]) -> Result<Self, super::WireError> {
-        let _ = bytes;
-        Err(super::WireError::Unknown)
-    }
-}
-
-impl FromBroker {
-    /// The message's bytes.
-    #[must_use]
-    pub fn emit(&self) -> Vec<u8> {
-        Vec::new()
-    }
-
-    /// Reads one message.
-    ///
-    /// # Errors
-    /// Whatever is wrong with the bytes.
-    pub fn parse(bytes: &[u8]) -> Result<Self, super::WireError> {
-        let _ = bytes;
-        Err(super::WireError::Unknown)
-    }
+    Pong {
+        /// Of the ping.
+        nonce: u32,
+    },
 }
