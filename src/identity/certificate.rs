@@ -1,14 +1,52 @@
 //! What a certificate of this network says, and when it is believed.
+//!
+//! | part of X.509 v3 | content |
+//! |---|---|
+//! | algorithms | Ed25519 for the signature and for the key (RFC 8410) |
+//! | subject alternative name | URI `ntcp://network/name`; a member's overlay IPv4 and IPv6; DNS names of server roles |
+//! | extended key usage | clientAuth; brokers and relays also serverAuth |
+//! | extension 1.3.6.1.4.1.32473.6060.1 | roles, X25519 key, groups: see `claims.rs` |
+//!
+//! The CA's own certificate is self-signed and carries the URI `ntcp://network`.
 
 use std::fmt;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::str::FromStr;
 use std::time::Duration;
+
+use ipnetwork::Ipv6Network;
+use rustls::pki_types::CertificateDer;
+use webpki::KeyUsage;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::oid_registry::OID_SIG_ED25519;
+use x509_parser::prelude::FromDer as _;
+use x509_parser::time::ASN1Time;
+use x509_parser::x509::X509Version;
 
 use crate::base::addr::OverlayAddrs;
 use crate::base::time::UnixTime;
+use crate::identity::claims;
+use crate::identity::claims::Claims;
 use crate::identity::keys::WgPublic;
+use crate::identity::keys::system_random;
+use crate::identity::keys::verify_signature;
 use crate::identity::names::GroupName;
 use crate::identity::names::MemberUri;
 use crate::identity::names::NetworkName;
+
+/// DNS name in a broker's certificate. TLS clients ask for this name, whatever address they dialled: so it is TLS itself
+/// that refuses a member's certificate in a broker's place.
+pub const BROKER_DNS: &str = "broker.ntcp-overlay.internal";
+/// DNS name in a relay's certificate.
+pub const RELAY_DNS: &str = "relay.ntcp-overlay.internal";
+
+/// Groups in one certificate. Keeps certificates small enough that an introduction with several fits one message.
+pub const MAX_GROUPS: usize = 32;
+/// Largest certificate, bytes: 32 groups of 63 characters and everything else fit into 3000.
+pub const MAX_DER: usize = 4096;
 
 /// What a certificate's holder may be in the network; a set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -130,14 +168,109 @@ impl fmt::Debug for TrustAnchor {
     }
 }
 
+impl Roles {
+    /// The DNS names that a certificate with these roles carries.
+    pub fn dns_names(self) -> impl Iterator<Item = &'static str> {
+        [(self.broker, BROKER_DNS), (self.relay, RELAY_DNS)]
+            .into_iter()
+            .filter_map(|(has, name)| has.then_some(name))
+    }
+
+    /// Whether every role in `wanted` is here.
+    #[must_use]
+    pub const fn include(self, wanted: Self) -> bool {
+        (self.member || !wanted.member) && (self.broker || !wanted.broker) && (self.relay || !wanted.relay)
+    }
+}
+
+impl fmt::Display for Roles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = [(self.member, "member"), (self.broker, "broker"), (self.relay, "relay")];
+        for (nth, (_, name)) in names.iter().filter(|(has, _)| *has).enumerate() {
+            write!(f, "{}{name}", if nth == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+impl Serial {
+    /// A new one from the system's generator.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self::from_random(system_random())
+    }
+
+    /// From 16 random bytes: the first bit is cleared so that it is positive, the second set so that it is 16 bytes long
+    /// in every encoding.
+    #[must_use]
+    pub const fn from_random(mut bytes: [u8; 16]) -> Self {
+        bytes[0] = bytes[0] & 0x3f | 0x40;
+        Self(bytes)
+    }
+}
+
+impl FromStr for Serial {
+    type Err = CertError;
+    /// 32 hexadecimal digits, as written by `Display`.
+    fn from_str(text: &str) -> Result<Self, CertError> {
+        if text.len() != 32 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(CertError::Malformed);
+        }
+        u128::from_str_radix(text, 16).map(|number| Self(number.to_be_bytes())).map_err(malformed)
+    }
+}
+
 impl Certificate {
     /// Reads a certificate without believing it.
     ///
     /// # Errors
     /// [`CertError::Malformed`] for anything that this network's CA would not have written.
     pub fn parse(der: &[u8]) -> Result<Self, CertError> {
-        let _ = der;
-        Err(CertError::Malformed)
+        let x509 = read_x509(der)?;
+        let key = ed25519_key(&x509)?;
+        let (mut names, mut claims) = (None, None);
+        for extension in x509.extensions() {
+            match extension.parsed_extension() {
+                ParsedExtension::SubjectAlternativeName(san) => {
+                    set_once(&mut names, Names::read(&san.general_names)?)?
+                }
+                ParsedExtension::KeyUsage(_)
+                | ParsedExtension::ExtendedKeyUsage(_)
+                | ParsedExtension::SubjectKeyIdentifier(_)
+                | ParsedExtension::AuthorityKeyIdentifier(_) => {}
+                ParsedExtension::BasicConstraints(basic) if !basic.ca => {}
+                _ if extension.oid.as_bytes() == claims::OID_DER => {
+                    set_once(&mut claims, Claims::parse(extension.value)?)?;
+                }
+                _ if extension.critical => return Err(CertError::Malformed),
+                _ => {}
+            }
+        }
+        let names = names.ok_or(CertError::Malformed)?;
+        let Claims { roles, wg, groups } = claims.ok_or(CertError::Malformed)?;
+        if names.addrs.is_some() != roles.member || !names.dns.iter().copied().eq(roles.dns_names()) {
+            return Err(CertError::Malformed);
+        }
+        Ok(Self {
+            subject: Subject { uri: names.uri, roles, addrs: names.addrs, groups, wg },
+            serial: read_serial(x509.raw_serial())?,
+            not_before: unix(x509.validity().not_before)?,
+            not_after: unix(x509.validity().not_after)?,
+            key,
+            der: der.to_vec(),
+        })
+    }
+
+    /// SHA-256 of the certificate, for people who compare.
+    #[must_use]
+    pub fn fingerprint(&self) -> [u8; 32] {
+        sha256(&self.der)
+    }
+
+    /// When to ask for the next one: at two thirds of its life, so that a broker may be away for the last third.
+    #[must_use]
+    pub fn renew_at(&self) -> UnixTime {
+        self.not_before.plus(self.not_after.since(self.not_before) * 2 / 3)
     }
 }
 
@@ -147,16 +280,34 @@ impl TrustAnchor {
     /// # Errors
     /// [`CertError::Malformed`] if it is no CA certificate of an overlay network.
     pub fn parse(der: &[u8]) -> Result<Self, CertError> {
-        let _ = der;
-        Err(CertError::Malformed)
+        let x509 = read_x509(der)?;
+        let key = ed25519_key(&x509)?;
+        let (mut network, mut is_ca) = (None, false);
+        for extension in x509.extensions() {
+            match extension.parsed_extension() {
+                ParsedExtension::SubjectAlternativeName(san) => match san.general_names[..] {
+                    [GeneralName::URI(uri)] => {
+                        let name = uri.strip_prefix("ntcp://").ok_or(CertError::Malformed)?;
+                        set_once(&mut network, name.parse().map_err(malformed)?)?;
+                    }
+                    _ => return Err(CertError::Malformed),
+                },
+                ParsedExtension::BasicConstraints(basic) => is_ca = basic.ca,
+                _ => {}
+            }
+        }
+        let signed = verify_signature(&key, x509.tbs_certificate.as_ref(), &x509.signature_value.data);
+        let usable = webpki::anchor_from_trusted_cert(&CertificateDer::from(der)).is_ok();
+        if !(is_ca && signed && usable) {
+            return Err(CertError::Malformed);
+        }
+        Ok(Self { network: network.ok_or(CertError::Malformed)?, der: der.to_vec(), key })
     }
 
     /// SHA-256 of the CA certificate: what an invite pins.
     #[must_use]
     pub fn fingerprint(&self) -> [u8; 32] {
-        let mut out = [0; 32];
-        out.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, &self.der).as_ref());
-        out
+        sha256(&self.der)
     }
 
     /// Reads a certificate and believes it: signed by this CA, of this network, valid at `now`. Revocation is the
@@ -165,7 +316,352 @@ impl TrustAnchor {
     /// # Errors
     /// The first reason not to believe it.
     pub fn verify(&self, der: &[u8], now: UnixTime) -> Result<Certificate, CertError> {
-        let _ = (der, now);
+        let certificate = Certificate::parse(der)?;
+        self.verify_chain(&certificate)?;
+        if certificate.subject.uri.network != self.network {
+            return Err(CertError::WrongNetwork);
+        }
+        if now.plus(CLOCK_SKEW) < certificate.not_before {
+            return Err(CertError::NotYetValid);
+        }
+        if now > certificate.not_after {
+            return Err(CertError::Expired);
+        }
+        Ok(certificate)
+    }
+
+    /// The signature and the usages, by the same code that checks TLS. Time is left out: it has its own two answers.
+    fn verify_chain(&self, certificate: &Certificate) -> Result<(), CertError> {
+        let (anchor, der) = (CertificateDer::from(&self.der[..]), CertificateDer::from(&certificate.der[..]));
+        let anchors = [webpki::anchor_from_trusted_cert(&anchor).map_err(|_| CertError::WrongAuthority)?];
+        let leaf = webpki::EndEntityCert::try_from(&der).map_err(malformed)?;
+        let time =
+            rustls::pki_types::UnixTime::since_unix_epoch(Duration::from_secs(certificate.not_before.secs()));
+        let roles = certificate.subject.roles;
+        let serves = roles.broker || roles.relay;
+        for usage in [Some(KeyUsage::client_auth()), serves.then(KeyUsage::server_auth)].into_iter().flatten()
+        {
+            let path =
+                leaf.verify_for_usage(&[webpki::ring::ED25519], &anchors, &[], time, usage, None, None);
+            path.map_err(|error| match error {
+                webpki::Error::RequiredEkuNotFoundContext(_) => CertError::WrongRole,
+                _ => CertError::WrongAuthority,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The network's IPv6 prefix: a unique local /64 (RFC 4193) made of the first 7 bytes of the CA's fingerprint.
+    #[must_use]
+    pub fn overlay_prefix_v6(&self) -> Ipv6Network {
+        let [a, b, c, d, e, f, g, ..] = self.fingerprint();
+        let prefix = u64::from_be_bytes([0xfd, a, b, c, d, e, f, g]);
+        Ipv6Network::new(Ipv6Addr::from_bits(u128::from(prefix) << 64), 64)
+            .expect("64 is a prefix length of IPv6")
+    }
+
+    /// The IPv6 address that goes with an IPv4 address: the IPv4 address in the low 32 bits.
+    #[must_use]
+    pub fn overlay_v6(&self, v4: Ipv4Addr) -> Ipv6Addr {
+        Ipv6Addr::from_bits(self.overlay_prefix_v6().ip().to_bits() | u128::from(v4.to_bits()))
+    }
+
+    /// Both addresses of the member with that IPv4 address.
+    #[must_use]
+    pub fn overlay_addrs(&self, v4: Ipv4Addr) -> OverlayAddrs {
+        OverlayAddrs { v4, v6: self.overlay_v6(v4) }
+    }
+}
+
+/// What stands in the subject alternative names: one URI, a member's two addresses, the DNS names of its server roles.
+struct Names<'a> {
+    uri: MemberUri,
+    addrs: Option<OverlayAddrs>,
+    dns: Vec<&'a str>,
+}
+
+impl<'a> Names<'a> {
+    fn read(names: &[GeneralName<'a>]) -> Result<Self, CertError> {
+        let (mut uri, mut v4, mut v6, mut dns) = (None, None, None, Vec::new());
+        for name in names {
+            match *name {
+                GeneralName::URI(text) => set_once(&mut uri, text.parse().map_err(malformed)?)?,
+                GeneralName::DNSName(name) => dns.push(name),
+                GeneralName::IPAddress(bytes) => {
+                    match (<[u8; 4]>::try_from(bytes), <[u8; 16]>::try_from(bytes)) {
+                        (Ok(bytes), _) => set_once(&mut v4, Ipv4Addr::from(bytes))?,
+                        (_, Ok(bytes)) => set_once(&mut v6, Ipv6Addr::from(bytes))?,
+                        _ => return Err(CertError::Malformed),
+                    }
+                }
+                _ => return Err(CertError::Malformed),
+            }
+        }
+        let addrs = match (v4, v6) {
+            (Some(v4), Some(v6)) => Some(OverlayAddrs { v4, v6 }),
+            (None, None) => None,
+            _ => return Err(CertError::Malformed),
+        };
+        Ok(Self { uri: uri.ok_or(CertError::Malformed)?, addrs, dns })
+    }
+}
+
+fn read_x509(der: &[u8]) -> Result<X509Certificate<'_>, CertError> {
+    if der.len() > MAX_DER {
+        return Err(CertError::Malformed);
+    }
+    match X509Certificate::from_der(der) {
+        Ok((&[], x509)) if x509.version() == X509Version::V3 => Ok(x509),
+        _ => Err(CertError::Malformed),
+    }
+}
+
+/// The certificate's key, if key and signature are both Ed25519 (RFC 8410: same identifier, no parameters).
+fn ed25519_key(x509: &X509Certificate<'_>) -> Result<[u8; 32], CertError> {
+    let spki = x509.public_key();
+    if spki.algorithm.algorithm != OID_SIG_ED25519 || x509.signature_algorithm.algorithm != OID_SIG_ED25519 {
+        return Err(CertError::Malformed);
+    }
+    spki.subject_public_key.data.as_ref().try_into().map_err(malformed)
+}
+
+/// A positive number of at most 16 bytes.
+fn read_serial(raw: &[u8]) -> Result<Serial, CertError> {
+    let mut serial = [0; 16];
+    let at = serial.len().checked_sub(raw.len()).ok_or(CertError::Malformed)?;
+    serial.iter_mut().skip(at).zip(raw).for_each(|(to, from)| *to = *from);
+    if raw.first().is_none_or(|first| first & 0x80 != 0) {
         Err(CertError::Malformed)
+    } else {
+        Ok(Serial(serial))
+    }
+}
+
+fn unix(time: ASN1Time) -> Result<UnixTime, CertError> {
+    u64::try_from(time.timestamp()).map(UnixTime::from_secs).map_err(malformed)
+}
+
+fn set_once<T>(slot: &mut Option<T>, value: T) -> Result<(), CertError> {
+    if slot.replace(value).is_some() { Err(CertError::Malformed) } else { Ok(()) }
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref());
+    out
+}
+
+fn malformed<E>(_: E) -> CertError {
+    CertError::Malformed
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rcgen::BasicConstraints;
+    use rcgen::CertificateParams;
+    use rcgen::IsCa;
+    use rcgen::SanType;
+
+    use super::*;
+    use crate::identity::authority::Authority;
+    use crate::identity::authority::MEMBER_LIFETIME;
+    use crate::identity::authority::member_params;
+    use crate::identity::authority::validity;
+    use crate::identity::keys::SigningKey;
+
+    const T0: UnixTime = UnixTime::from_secs(1_800_000_000);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn founded(network: &str) -> Authority {
+        Authority::create(&network.parse().unwrap(), T0)
+    }
+
+    fn subject(ca: &Authority, roles: Roles) -> Subject {
+        Subject {
+            uri: MemberUri { network: ca.anchor().network.clone(), name: "nas".parse().unwrap() },
+            roles,
+            addrs: roles.member.then(|| ca.anchor().overlay_addrs(Ipv4Addr::new(10, 77, 0, 9))),
+            groups: vec!["admins".parse().unwrap(), "servers".parse().unwrap()],
+            wg: WgPublic([8; 32]),
+        }
+    }
+
+    fn signed(ca: &Authority, roles: Roles) -> Certificate {
+        let (from, until) = validity(T0, MEMBER_LIFETIME);
+        ca.sign(
+            &subject(ca, roles),
+            &SigningKey::from_seed(&[4; 32]).public(),
+            Serial::generate(),
+            from,
+            until,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn what_the_ca_signed_is_what_a_member_reads() {
+        let ca = founded("home");
+        for roles in
+            [Roles::MEMBER, Roles::BROKER, Roles::RELAY, Roles { member: true, broker: true, relay: true }]
+        {
+            let written = signed(&ca, roles);
+            let read = ca.anchor().verify(&written.der, T0).unwrap();
+            assert_eq!(read, written);
+            assert_eq!(read.subject, subject(&ca, roles));
+            assert_eq!(read.key, SigningKey::from_seed(&[4; 32]).public());
+            assert_eq!((read.not_before, read.not_after), validity(T0, MEMBER_LIFETIME));
+            let half = read.not_before.plus(MEMBER_LIFETIME / 2);
+            assert!(half < read.renew_at() && read.renew_at() < read.not_after);
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_believed_only_from_its_ca_and_in_its_time() {
+        let (ca, impostor) = (founded("home"), founded("home"));
+        let der = signed(&ca, Roles::MEMBER).der;
+        let (from, until) = validity(T0, MEMBER_LIFETIME);
+        let second = Duration::from_secs(1);
+        let before_skew = UnixTime::from_secs(from.secs() - CLOCK_SKEW.as_secs());
+        for (what, anchor, now, answer) in [
+            ("now", ca.anchor(), T0, Ok(())),
+            ("in its last second", ca.anchor(), until, Ok(())),
+            ("after it", ca.anchor(), until.plus(second), Err(CertError::Expired)),
+            ("by a clock that is a little late", ca.anchor(), before_skew, Ok(())),
+            (
+                "by a clock in the past",
+                ca.anchor(),
+                UnixTime::from_secs(before_skew.secs() - 1),
+                Err(CertError::NotYetValid),
+            ),
+            ("by a clock at zero", ca.anchor(), UnixTime::default(), Err(CertError::NotYetValid)),
+            ("another CA of the same name", impostor.anchor(), T0, Err(CertError::WrongAuthority)),
+            ("another network", founded("work").anchor(), T0, Err(CertError::WrongAuthority)),
+            ("another CA, and expired", impostor.anchor(), until.plus(HOUR), Err(CertError::WrongAuthority)),
+        ] {
+            assert_eq!(anchor.verify(&der, now).map(drop), answer, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_ca_that_speaks_for_another_network_is_not_believed() {
+        let ca = founded("home");
+        let mut relabelled = ca.anchor().clone();
+        relabelled.network = "work".parse().unwrap();
+        let der = signed(&ca, Roles::MEMBER).der;
+        assert_eq!(relabelled.verify(&der, T0), Err(CertError::WrongNetwork));
+    }
+
+    #[test]
+    fn no_byte_of_a_certificate_can_be_changed_or_cut() {
+        let ca = founded("home");
+        let good = signed(&ca, Roles { member: true, broker: true, relay: false }).der;
+        for at in 0..good.len() {
+            assert!(Certificate::parse(&good[..at]).is_err(), "cut at {at}");
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            assert!(ca.anchor().verify(&bad, T0).is_err(), "flipped at {at}");
+        }
+        assert_eq!(Certificate::parse(&[&good[..], &[0]].concat()), Err(CertError::Malformed));
+        let anchor = &ca.anchor().der;
+        for at in 0..anchor.len() {
+            assert!(TrustAnchor::parse(&anchor[..at]).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn certificates_with_something_missing_or_strange_are_refused() {
+        let ca = founded("home");
+        let uri = |text: &str| SanType::URI(text.try_into().unwrap());
+        type Twist<'a> = &'a dyn Fn(&mut CertificateParams);
+        let cases: [(&str, Twist<'_>, Result<(), CertError>); 13] = [
+            ("as it should be", &|_| {}, Ok(())),
+            ("no extension of ours", &|p| p.custom_extensions.clear(), Err(CertError::Malformed)),
+            (
+                "an unreadable extension of ours",
+                &|p| p.custom_extensions[0] = extension(&claims::OID),
+                Err(CertError::Malformed),
+            ),
+            ("no names", &|p| p.subject_alt_names.clear(), Err(CertError::Malformed)),
+            ("one address", &|p| drop(p.subject_alt_names.pop()), Err(CertError::Malformed)),
+            ("two names", &|p| p.subject_alt_names.push(uri("ntcp://home/b")), Err(CertError::Malformed)),
+            (
+                "a foreign URI",
+                &|p| p.subject_alt_names[0] = uri("http://home/nas"),
+                Err(CertError::Malformed),
+            ),
+            ("the CA's URI", &|p| p.subject_alt_names[0] = uri("ntcp://home"), Err(CertError::Malformed)),
+            ("no DNS name for the role", &|p| drop(p.subject_alt_names.remove(1)), Err(CertError::Malformed)),
+            (
+                "another role's DNS name",
+                &|p| p.subject_alt_names.push(SanType::DnsName(RELAY_DNS.try_into().unwrap())),
+                Err(CertError::Malformed),
+            ),
+            ("a CA", &|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained), Err(CertError::Malformed)),
+            (
+                "an unknown extension that must be understood",
+                &|p| {
+                    p.custom_extensions.push(extension(&[1, 2, 3]));
+                    p.custom_extensions[1].set_criticality(true);
+                },
+                Err(CertError::Malformed),
+            ),
+            (
+                "a broker that may not serve",
+                &|p| drop(p.extended_key_usages.pop()),
+                Err(CertError::WrongRole),
+            ),
+        ];
+        for (what, twist, answer) in cases {
+            let subject = subject(&ca, Roles { member: true, broker: true, relay: false });
+            let mut params = member_params(&subject, Serial::generate(), T0, T0.plus(HOUR));
+            twist(&mut params);
+            let der = ca.issue(&params, &[5; 32]).unwrap();
+            assert_eq!(ca.anchor().verify(&der, T0).map(drop), answer, "{what}");
+        }
+    }
+
+    fn extension(oid: &[u64]) -> rcgen::CustomExtension {
+        rcgen::CustomExtension::from_oid_content(oid, vec![5, 0])
+    }
+
+    #[test]
+    fn a_member_is_no_anchor_and_an_anchor_no_member() {
+        let ca = founded("home");
+        assert_eq!(TrustAnchor::parse(&signed(&ca, Roles::MEMBER).der).map(drop), Err(CertError::Malformed));
+        assert_eq!(Certificate::parse(&ca.anchor().der), Err(CertError::Malformed));
+        assert_eq!(ca.anchor().verify(&ca.anchor().der, T0), Err(CertError::Malformed));
+    }
+
+    #[test]
+    fn roles_and_serials_read_as_people_write_them() {
+        assert_eq!(Roles { member: true, broker: false, relay: true }.to_string(), "member, relay");
+        assert!(Roles { member: true, broker: true, relay: false }.include(Roles::BROKER));
+        assert!(!Roles::MEMBER.include(Roles::BROKER));
+        let serial = Serial::from_random([0xff; 16]);
+        assert_eq!(serial.to_string(), "7fffffffffffffffffffffffffffffff");
+        assert_eq!(serial.to_string().parse(), Ok(serial));
+        assert_eq!("7f".parse::<Serial>(), Err(CertError::Malformed));
+        assert_eq!("+fffffffffffffffffffffffffffffff".parse::<Serial>(), Err(CertError::Malformed));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_no_certificate(bytes: Vec<u8>) {
+            prop_assert!(Certificate::parse(&bytes).is_err());
+            prop_assert!(TrustAnchor::parse(&bytes).is_err());
+        }
+
+        #[test]
+        fn a_certificate_with_bytes_replaced_is_refused_without_a_panic(
+            at in 0..600_usize, bytes in prop::collection::vec(any::<u8>(), 1..8),
+        ) {
+            let ca = founded("home");
+            let good = signed(&ca, Roles::MEMBER).der;
+            let mut bad = good.clone();
+            let at = at % (bad.len() - bytes.len());
+            bad[at..at + bytes.len()].copy_from_slice(&bytes);
+            prop_assert_eq!(ca.anchor().verify(&bad, T0).is_ok(), bad == good);
+        }
     }
 }

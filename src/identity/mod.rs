@@ -10,6 +10,9 @@
 
 pub mod authority;
 pub mod certificate;
+mod claims;
+pub mod credentials;
 pub mod keys;
 pub mod names;
+pub mod pem;
 pub mod revocation;
