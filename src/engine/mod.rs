@@ -1,1 +1,5 @@
 //! Floor: engine.
+
+pub mod cleanup;
+pub mod serve;
+pub mod up;
