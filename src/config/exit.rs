@@ -83,7 +83,10 @@ impl std::error::Error for Failure {}
 /// The exit code that an error asks for.
 #[must_use]
 pub fn of(error: &anyhow::Error) -> Exit {
-    error.chain().find_map(|cause| cause.downcast_ref::<Failure>()).map_or(Exit::Failed, |failure| failure.exit)
+    error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<Failure>())
+        .map_or(Exit::Failed, |failure| failure.exit)
 }
 
 #[cfg(test)]
@@ -92,7 +95,8 @@ mod tests {
 
     #[test]
     fn the_code_survives_any_context_around_the_failure() {
-        let deep = anyhow::Error::new(Failure::permission("needs root")).context("opening the device").context("up");
+        let deep =
+            anyhow::Error::new(Failure::permission("needs root")).context("opening the device").context("up");
         assert_eq!(of(&deep), Exit::Permission);
         assert_eq!(of(&anyhow::anyhow!("anything else")), Exit::Failed);
     }

@@ -16,7 +16,10 @@ use super::schema::Section;
 /// The file as written. Every key is optional; what each means stands in `overlay.toml.example`.
 #[derive(Deserialize, Clone, Default, PartialEq, Eq, Debug)]
 #[serde(deny_unknown_fields, default)]
-#[allow(missing_docs, reason = "overlay.toml.example documents the keys, and settings.rs what becomes of them")]
+#[allow(
+    missing_docs,
+    reason = "overlay.toml.example documents the keys, and settings.rs what becomes of them"
+)]
 pub struct File {
     pub state_dir: Option<String>,
     pub network: Network,
@@ -174,14 +177,20 @@ impl Walk<'_> {
                 (DeValue::Array(items), true) => {
                     for (index, item) in items.iter().enumerate() {
                         let DeValue::Table(inner) = item.get_ref() else {
-                            return Err(self.wrong(item.span(), format!("write [[{name}]] and its keys below")));
+                            return Err(
+                                self.wrong(item.span(), format!("write [[{name}]] and its keys below"))
+                            );
                         };
                         self.places.insert(format!("{name}.{index}"), place(self.text, item.span().start));
                         self.section(section, &format!("{name}.{index}"), inner)?;
                     }
                 }
-                (_, true) => return Err(self.wrong(key.span(), format!("write [[{name}]], with two brackets"))),
-                (_, false) => return Err(self.wrong(key.span(), format!("write [{name}] and its keys below"))),
+                (_, true) => {
+                    return Err(self.wrong(key.span(), format!("write [[{name}]], with two brackets")));
+                }
+                (_, false) => {
+                    return Err(self.wrong(key.span(), format!("write [{name}] and its keys below")));
+                }
             }
         }
         Ok(())
@@ -274,16 +283,37 @@ mod tests {
             ),
             ("[memebr]\n", "line 1, column 2: unknown section [memebr]: did you mean [member]?"),
             ("stat_dir = \"/x\"\n", "line 1, column 1: unknown key `stat_dir`: did you mean `state_dir`?"),
-            ("[member]\nflavour = 1", "line 2, column 1: unknown key `flavour` in [member]: overlay.toml.example shows every key"),
-            ("[member]\nmtu = \"1380\"", "line 2, column 7: `mtu` must be a whole number from 0 to 65535, and this is a text"),
-            ("[member]\nmtu = -1", "line 2, column 7: `mtu` must be a whole number from 0 to 65535, and this is the number -1"),
-            ("[member]\nmtu = 70000", "line 2, column 7: `mtu` must be a whole number from 0 to 65535, and this is the number 70000"),
+            (
+                "[member]\nflavour = 1",
+                "line 2, column 1: unknown key `flavour` in [member]: overlay.toml.example shows every key",
+            ),
+            (
+                "[member]\nmtu = \"1380\"",
+                "line 2, column 7: `mtu` must be a whole number from 0 to 65535, and this is a text",
+            ),
+            (
+                "[member]\nmtu = -1",
+                "line 2, column 7: `mtu` must be a whole number from 0 to 65535, and this is the number -1",
+            ),
+            (
+                "[member]\nmtu = 70000",
+                "line 2, column 7: `mtu` must be a whole number from 0 to 65535, and this is the number 70000",
+            ),
             ("[member]\n  udp = \"no\"", "line 2, column 9: `udp` must be true or false, and this is a text"),
-            ("[broker]\nlisten = \"0.0.0.0:1\"", "line 2, column 10: `listen` must be a list of texts, like [\"a\", \"b\"], and this is a text"),
-            ("[broker]\nlisten = [1]", "line 2, column 10: `listen` must be a list of texts, like [\"a\", \"b\"], and this is a list with something else in it"),
+            (
+                "[broker]\nlisten = \"0.0.0.0:1\"",
+                "line 2, column 10: `listen` must be a list of texts, like [\"a\", \"b\"], and this is a text",
+            ),
+            (
+                "[broker]\nlisten = [1]",
+                "line 2, column 10: `listen` must be a list of texts, like [\"a\", \"b\"], and this is a list with something else in it",
+            ),
             ("[wireguard_peer]\n", "line 1, column 2: write [[wireguard_peer]], with two brackets"),
             ("member = 3\n", "line 1, column 1: write [member] and its keys below"),
-            ("[[wireguard_peer]]\nkey = \"x\"", "line 2, column 1: unknown key `key` in [wireguard_peer]: overlay.toml.example shows every key"),
+            (
+                "[[wireguard_peer]]\nkey = \"x\"",
+                "line 2, column 1: unknown key `key` in [wireguard_peer]: overlay.toml.example shows every key",
+            ),
         ] {
             assert_eq!(problem(text), answer, "{text}");
         }
@@ -291,7 +321,11 @@ mod tests {
 
     #[test]
     fn broken_syntax_names_its_place() {
-        assert!(problem("[member]\nname = \n").starts_with("line 2, column 8: "), "{}", problem("[member]\nname = \n"));
+        assert!(
+            problem("[member]\nname = \n").starts_with("line 2, column 8: "),
+            "{}",
+            problem("[member]\nname = \n")
+        );
         assert!(problem("[member]\n[member]\n").starts_with("line 2, column "));
     }
 

@@ -25,7 +25,11 @@ pub fn load(path: Option<&Path>, over: Overrides) -> anyhow::Result<Settings> {
     let (path, must_exist) = path.map_or((Path::new(DEFAULT_CONFIG), false), |path| (path, true));
     let text = match fs::metadata(path) {
         Ok(meta) if meta.len() > MAX_FILE => {
-            return Err(Failure::config(format!("{}: larger than 1 MiB, so no configuration", path.display())).into());
+            return Err(Failure::config(format!(
+                "{}: larger than 1 MiB, so no configuration",
+                path.display()
+            ))
+            .into());
         }
         Ok(_) => fs::read_to_string(path).map_err(|error| unreadable(path, &error))?,
         Err(error) if error.kind() == ErrorKind::NotFound && !must_exist => String::new(),
@@ -34,7 +38,8 @@ pub fn load(path: Option<&Path>, over: Overrides) -> anyhow::Result<Settings> {
     let in_file = |error| Failure::config(format!("{}: {error}", path.display()));
     let parsed = file::parse(&text).map_err(in_file)?;
     let settings =
-        Settings::build(&parsed, over, &Surroundings { hostname: &hostname(), read: &read_secret }).map_err(in_file)?;
+        Settings::build(&parsed, over, &Surroundings { hostname: &hostname(), read: &read_secret })
+            .map_err(in_file)?;
     let holds_secret = parsed.file.member.join.as_deref().is_some_and(|join| !join.starts_with("file:"))
         || parsed.file.wireguard_peer.iter().any(|peer| peer.preshared_key.is_some());
     if holds_secret && is_exposed(path) {
@@ -81,7 +86,8 @@ fn read_secret(path: &Path) -> Result<String, String> {
     if is_exposed(path) {
         return Err(format!("names {}, which others can read: chmod 600 it", path.display()));
     }
-    fs::read_to_string(path).map_err(|error| format!("names {}, which cannot be read: {error}", path.display()))
+    fs::read_to_string(path)
+        .map_err(|error| format!("names {}, which cannot be read: {error}", path.display()))
 }
 
 fn is_exposed(path: &Path) -> bool {

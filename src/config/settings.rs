@@ -275,11 +275,7 @@ impl Source<'_> {
         }
     }
 
-    fn network(
-        &self,
-        network: &file::Network,
-        over: Option<NetworkName>,
-    ) -> Result<Network, ConfigError> {
+    fn network(&self, network: &file::Network, over: Option<NetworkName>) -> Result<Network, ConfigError> {
         let name = match over {
             Some(name) => Some(name),
             None => self.parsed("network.name", network.name.as_ref())?,
@@ -376,12 +372,19 @@ impl Source<'_> {
     fn relay(&self, relay: &file::Relay) -> Result<Relay, ConfigError> {
         let max_sessions = relay.max_sessions.unwrap_or(DEFAULT_MAX_SESSIONS);
         if max_sessions == 0 {
-            return Err(self.wrong("relay.max_sessions", "must be at least 1; `enabled = false` switches it off"));
+            return Err(
+                self.wrong("relay.max_sessions", "must be at least 1; `enabled = false` switches it off")
+            );
         }
         Ok(Relay {
             enabled: relay.enabled,
             listen: self.listen("relay.listen", relay.listen.as_deref(), RELAY_PORT)?,
-            advertise: self.endpoints("relay.advertise", relay.advertise.as_deref(), RELAY_PORT, MAX_BROKERS)?,
+            advertise: self.endpoints(
+                "relay.advertise",
+                relay.advertise.as_deref(),
+                RELAY_PORT,
+                MAX_BROKERS,
+            )?,
             max_sessions,
             bytes_per_second: relay.bytes_per_second.filter(|rate| *rate != 0),
             brokers: self.endpoints("relay.brokers", relay.brokers.as_deref(), BROKER_PORT, MAX_BROKERS)?,
@@ -425,14 +428,19 @@ impl Source<'_> {
         let endpoint = match &peer.endpoint {
             None => None,
             Some(text) => {
-                let addr = text.parse().ok().map(addr::canonical).filter(|addr: &SocketAddr| addr.port() != 0);
-                Some(addr.ok_or_else(|| self.wrong(&key("endpoint"), "must be IP:PORT; names are not looked up"))?)
+                let addr =
+                    text.parse().ok().map(addr::canonical).filter(|addr: &SocketAddr| addr.port() != 0);
+                Some(addr.ok_or_else(|| {
+                    self.wrong(&key("endpoint"), "must be IP:PORT; names are not looked up")
+                })?)
             }
         };
         let preshared_key = match (&peer.preshared_key, &peer.preshared_key_file) {
             (None, None) => None,
             (Some(_), Some(_)) => {
-                return Err(self.wrong(&key("preshared_key"), "and `preshared_key_file` are both there: keep one"));
+                return Err(
+                    self.wrong(&key("preshared_key"), "and `preshared_key_file` are both there: keep one")
+                );
             }
             (Some(text), None) => Some(self.preshared_key(&key("preshared_key"), text)?),
             (None, Some(path)) => {
@@ -453,7 +461,8 @@ impl Source<'_> {
 
     fn preshared_key(&self, key: &str, text: &str) -> Result<[u8; 32], ConfigError> {
         // The same 44 characters of base64 as a public key. The text itself must not get into an error message.
-        let parsed = text.parse::<WgPublic>().map_err(|_| self.wrong(key, "must hold what `wg genpsk` prints"))?;
+        let parsed =
+            text.parse::<WgPublic>().map_err(|_| self.wrong(key, "must hold what `wg genpsk` prints"))?;
         Ok(parsed.0)
     }
 
@@ -463,14 +472,16 @@ impl Source<'_> {
             let before = peers.get(..index).unwrap_or_default();
             let key = |name: &str| format!("wireguard_peer.{index}.{name}");
             if peer.name == settings.member.name || before.iter().any(|other| other.name == peer.name) {
-                return Err(self.wrong(&key("name"), &format!("is taken: there is another \"{}\"", peer.name)));
+                return Err(
+                    self.wrong(&key("name"), &format!("is taken: there is another \"{}\"", peer.name))
+                );
             }
             if let Some(twin) = before.iter().find(|other| other.public_key == peer.public_key) {
                 return Err(self.wrong(&key("public_key"), &format!("is also that of \"{}\"", twin.name)));
             }
-            let clash = before.iter().find(|other| {
-                other.addresses.iter().any(|address| peer.addresses.contains(address))
-            });
+            let clash = before
+                .iter()
+                .find(|other| other.addresses.iter().any(|address| peer.addresses.contains(address)));
             if let Some(other) = clash {
                 return Err(self.wrong(&key("addresses"), &format!("holds an address of \"{}\"", other.name)));
             }
@@ -500,7 +511,8 @@ impl Source<'_> {
         let texts = texts.unwrap_or_default();
         self.at_most(key, texts.len(), most)?;
         let parse = |text: &String| {
-            units::parse_endpoint(text, default_port).map_err(|problem| self.wrong(key, &format!("holds {problem}")))
+            units::parse_endpoint(text, default_port)
+                .map_err(|problem| self.wrong(key, &format!("holds {problem}")))
         };
         texts.iter().map(parse).collect()
     }
@@ -535,7 +547,8 @@ impl Source<'_> {
         (least, most): (Duration, Duration),
     ) -> Result<Duration, ConfigError> {
         let Some(text) = text else { return Ok(default) };
-        let ttl = units::parse_duration(text).map_err(|problem| self.wrong(key, &format!("is wrong: {problem}")))?;
+        let ttl = units::parse_duration(text)
+            .map_err(|problem| self.wrong(key, &format!("is wrong: {problem}")))?;
         if ttl < least || ttl > most {
             let (least, most) = (units::duration_text(least), units::duration_text(most));
             return Err(self.wrong(key, &format!("must be from {least} to {most}")));
@@ -587,7 +600,9 @@ pub fn parse_prefix(text: &str) -> Result<Ipv4Network, String> {
 
 fn parse_network(text: &str) -> Result<IpNetwork, String> {
     let network: IpNetwork = text.parse().map_err(|_| {
-        format!("holds {text:?}, which is not an address: write it like \"10.77.255.1\" or \"192.168.7.0/24\"")
+        format!(
+            "holds {text:?}, which is not an address: write it like \"10.77.255.1\" or \"192.168.7.0/24\""
+        )
     })?;
     if network.ip() != network.network() {
         return Err(format!("holds {text:?}: write \"{}/{}\"", network.network(), network.prefix()));

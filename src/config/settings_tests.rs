@@ -62,32 +62,85 @@ fn the_example_states_every_key_and_its_true_default() {
     }
 
     // Keys without a default show an example, and are marked so.
-    let defaults: String = uncommented.lines().filter(|line| !line.ends_with("# example")).map(|l| format!("{l}\n")).collect();
+    let defaults: String =
+        uncommented.lines().filter(|line| !line.ends_with("# example")).map(|l| format!("{l}\n")).collect();
     let defaults = defaults.replace("[[wireguard_peer]]", "");
-    assert_eq!(settings(&defaults), Settings { ..settings("") }, "a default in the example is not the true one");
+    assert_eq!(
+        settings(&defaults),
+        Settings { ..settings("") },
+        "a default in the example is not the true one"
+    );
 }
 
 #[test]
 fn what_cannot_be_used_names_its_place_and_what_to_write() {
     for (text, answer) in [
-        ("[network]\nprefix = \"10.77.0.0\"", "line 2, column 10: `prefix` cannot be \"10.77.0.0\": write it like \"10.77.0.0/16\""),
-        ("[network]\nprefix = \"10.77.0.1/16\"", "line 2, column 10: `prefix` cannot be \"10.77.0.1/16\": write \"10.77.0.0/16\""),
-        ("[network]\nprefix = \"10.0.0.0/30\"", "line 2, column 10: `prefix` cannot be \"10.0.0.0/30\": its length must be from /8 to /29"),
-        ("[network]\nprefix = \"8.8.0.0/16\"", "line 2, column 10: `prefix` cannot be \"8.8.0.0/16\": choose one in 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10"),
-        ("[network]\nprefix = \"172.0.0.0/8\"", "line 2, column 10: `prefix` cannot be \"172.0.0.0/8\": choose one in 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10"),
-        ("[network]\nname = \"My Net\"", "line 2, column 8: `name` cannot be \"My Net\": a name may hold only a-z, 0-9 and '-', and must not start or end with '-'"),
+        (
+            "[network]\nprefix = \"10.77.0.0\"",
+            "line 2, column 10: `prefix` cannot be \"10.77.0.0\": write it like \"10.77.0.0/16\"",
+        ),
+        (
+            "[network]\nprefix = \"10.77.0.1/16\"",
+            "line 2, column 10: `prefix` cannot be \"10.77.0.1/16\": write \"10.77.0.0/16\"",
+        ),
+        (
+            "[network]\nprefix = \"10.0.0.0/30\"",
+            "line 2, column 10: `prefix` cannot be \"10.0.0.0/30\": its length must be from /8 to /29",
+        ),
+        (
+            "[network]\nprefix = \"8.8.0.0/16\"",
+            "line 2, column 10: `prefix` cannot be \"8.8.0.0/16\": choose one in 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10",
+        ),
+        (
+            "[network]\nprefix = \"172.0.0.0/8\"",
+            "line 2, column 10: `prefix` cannot be \"172.0.0.0/8\": choose one in 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 or 100.64.0.0/10",
+        ),
+        (
+            "[network]\nname = \"My Net\"",
+            "line 2, column 8: `name` cannot be \"My Net\": a name may hold only a-z, 0-9 and '-', and must not start or end with '-'",
+        ),
         ("[member]\nmtu = 1500", "line 2, column 7: `mtu` must be from 1280 to 1420, and this is 1500"),
-        ("[member]\ninterface = \"eth 0\"", "line 2, column 13: `interface` cannot be \"eth 0\": an interface's name has 1 to 15 letters, digits, '-' or '_', and may hold one %d"),
-        ("[member]\nudp = false\nlisten_port = 5", "line 3, column 15: `listen_port` is the port of the UDP socket, but `udp` is false"),
-        ("[member]\ncandidates = [\"127.0.0.1:5\"]", "line 2, column 14: `candidates` holds \"127.0.0.1:5\", which is not the IP:PORT of a reachable machine"),
-        ("[member]\nbrokers = [\"x:y\"]", "line 2, column 11: `brokers` holds \"x:y\" is not HOST:PORT: the port must be a number from 1 to 65535"),
+        (
+            "[member]\ninterface = \"eth 0\"",
+            "line 2, column 13: `interface` cannot be \"eth 0\": an interface's name has 1 to 15 letters, digits, '-' or '_', and may hold one %d",
+        ),
+        (
+            "[member]\nudp = false\nlisten_port = 5",
+            "line 3, column 15: `listen_port` is the port of the UDP socket, but `udp` is false",
+        ),
+        (
+            "[member]\ncandidates = [\"127.0.0.1:5\"]",
+            "line 2, column 14: `candidates` holds \"127.0.0.1:5\", which is not the IP:PORT of a reachable machine",
+        ),
+        (
+            "[member]\nbrokers = [\"x:y\"]",
+            "line 2, column 11: `brokers` holds \"x:y\" is not HOST:PORT: the port must be a number from 1 to 65535",
+        ),
         ("[broker]\nlisten = []", "line 2, column 10: `listen` must hold at least one address"),
-        ("[broker]\nlisten = [\"6060\"]", "line 2, column 10: `listen` holds \"6060\", which is not IP:PORT: write it like \"0.0.0.0:6060\" or \"[::]:6060\""),
-        ("[broker]\ninvite_ttl = \"1 day\"", "line 2, column 14: `invite_ttl` is wrong: \"1 day\" is not a duration: write it like 45s, 30m, 24h or 90d"),
-        ("[broker]\ncertificate_ttl = \"1s\"", "line 2, column 19: `certificate_ttl` must be from 1h to 3650d"),
-        ("[relay]\nmax_sessions = 0", "line 2, column 16: `max_sessions` must be at least 1; `enabled = false` switches it off"),
-        ("[log]\nlevel = \"loud\"", "line 2, column 9: `level` must be one of error, warn, info, debug, trace"),
-        ("[[wireguard_peer]]\nname = \"phone\"", "line 1, column 1: [[wireguard_peer]] needs a `name` and a `public_key`"),
+        (
+            "[broker]\nlisten = [\"6060\"]",
+            "line 2, column 10: `listen` holds \"6060\", which is not IP:PORT: write it like \"0.0.0.0:6060\" or \"[::]:6060\"",
+        ),
+        (
+            "[broker]\ninvite_ttl = \"1 day\"",
+            "line 2, column 14: `invite_ttl` is wrong: \"1 day\" is not a duration: write it like 45s, 30m, 24h or 90d",
+        ),
+        (
+            "[broker]\ncertificate_ttl = \"1s\"",
+            "line 2, column 19: `certificate_ttl` must be from 1h to 3650d",
+        ),
+        (
+            "[relay]\nmax_sessions = 0",
+            "line 2, column 16: `max_sessions` must be at least 1; `enabled = false` switches it off",
+        ),
+        (
+            "[log]\nlevel = \"loud\"",
+            "line 2, column 9: `level` must be one of error, warn, info, debug, trace",
+        ),
+        (
+            "[[wireguard_peer]]\nname = \"phone\"",
+            "line 1, column 1: [[wireguard_peer]] needs a `name` and a `public_key`",
+        ),
     ] {
         assert_eq!(problem(text), answer, "{text}");
     }
@@ -115,12 +168,16 @@ fn flags_win_over_the_file() {
 }
 
 fn peer(rest: &str) -> String {
-    format!("[[wireguard_peer]]\nname = \"phone\"\npublic_key = \"{KEY}\"\naddresses = [\"10.77.255.1\"]\n{rest}\n")
+    format!(
+        "[[wireguard_peer]]\nname = \"phone\"\npublic_key = \"{KEY}\"\naddresses = [\"10.77.255.1\"]\n{rest}\n"
+    )
 }
 
 #[test]
 fn a_stock_wireguard_peer_is_read_with_its_preshared_key() {
-    let s = settings(&peer("endpoint = \"192.0.2.1:51820\"\npreshared_key_file = \"/psk\"\npersistent_keepalive = 25"));
+    let s = settings(&peer(
+        "endpoint = \"192.0.2.1:51820\"\npreshared_key_file = \"/psk\"\npersistent_keepalive = 25",
+    ));
     let [peer] = s.wireguard_peers.as_slice() else { panic!("one peer") };
     assert_eq!(peer.preshared_key, Some(KEY.parse::<WgPublic>().unwrap().0));
     assert_eq!(peer.addresses[0].to_string(), "10.77.255.1/32");
@@ -133,17 +190,47 @@ fn a_stock_wireguard_peer_must_be_complete_and_unlike_the_others() {
     let other = KEY.replace("HIgo", "AIgo");
     for (text, answer) in [
         (peer("preshared_key_file = \"/nowhere\""), "line 5, column 22: `preshared_key_file` is missing"),
-        (peer("preshared_key_file = \"/garbage\""), "line 5, column 22: `preshared_key_file` must hold what `wg genpsk` prints"),
-        (peer("preshared_key = \"hunter2\""), "line 5, column 17: `preshared_key` must hold what `wg genpsk` prints"),
-        (peer("preshared_key = \"x\"\npreshared_key_file = \"/psk\""), "line 5, column 17: `preshared_key` and `preshared_key_file` are both there: keep one"),
-        (peer("endpoint = \"phone.lan:5\""), "line 5, column 12: `endpoint` must be IP:PORT; names are not looked up"),
-        (peer("").replace("255.1", "255.1/24"), "line 4, column 13: `addresses` holds \"10.77.255.1/24\": write \"10.77.255.0/24\""),
-        (peer("").replace("\"10.77.255.1\"", ""), "line 1, column 1: [[wireguard_peer]] needs `addresses`: at least one overlay address, like [\"10.77.255.1\"]"),
-        (peer("").replace(KEY, "short"), "line 3, column 14: `public_key` cannot be \"short\": not a WireGuard key: expected 44 characters of base64"),
+        (
+            peer("preshared_key_file = \"/garbage\""),
+            "line 5, column 22: `preshared_key_file` must hold what `wg genpsk` prints",
+        ),
+        (
+            peer("preshared_key = \"hunter2\""),
+            "line 5, column 17: `preshared_key` must hold what `wg genpsk` prints",
+        ),
+        (
+            peer("preshared_key = \"x\"\npreshared_key_file = \"/psk\""),
+            "line 5, column 17: `preshared_key` and `preshared_key_file` are both there: keep one",
+        ),
+        (
+            peer("endpoint = \"phone.lan:5\""),
+            "line 5, column 12: `endpoint` must be IP:PORT; names are not looked up",
+        ),
+        (
+            peer("").replace("255.1", "255.1/24"),
+            "line 4, column 13: `addresses` holds \"10.77.255.1/24\": write \"10.77.255.0/24\"",
+        ),
+        (
+            peer("").replace("\"10.77.255.1\"", ""),
+            "line 1, column 1: [[wireguard_peer]] needs `addresses`: at least one overlay address, like [\"10.77.255.1\"]",
+        ),
+        (
+            peer("").replace(KEY, "short"),
+            "line 3, column 14: `public_key` cannot be \"short\": not a WireGuard key: expected 44 characters of base64",
+        ),
         (peer("") + &peer(""), "line 7, column 8: `name` is taken: there is another \"phone\""),
-        (peer("") + &peer("").replace("phone", "b"), "line 8, column 14: `public_key` is also that of \"phone\""),
-        (peer("") + &peer("").replace("phone", "b").replace(KEY, &other), "line 9, column 13: `addresses` holds an address of \"phone\""),
-        (peer("") + "[member]\nname = \"phone\"\n", "line 2, column 8: `name` is taken: there is another \"phone\""),
+        (
+            peer("") + &peer("").replace("phone", "b"),
+            "line 8, column 14: `public_key` is also that of \"phone\"",
+        ),
+        (
+            peer("") + &peer("").replace("phone", "b").replace(KEY, &other),
+            "line 9, column 13: `addresses` holds an address of \"phone\"",
+        ),
+        (
+            peer("") + "[member]\nname = \"phone\"\n",
+            "line 2, column 8: `name` is taken: there is another \"phone\"",
+        ),
     ] {
         assert_eq!(problem(&text), answer, "{text}");
     }

@@ -14,7 +14,8 @@ const DAY: u64 = 24 * HOUR;
 /// # Errors
 /// In words, what a duration looks like.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("\"{}\" is not a duration: write it like 45s, 30m, 24h or 90d", text.escape_debug());
+    let wrong =
+        || format!("\"{}\" is not a duration: write it like 45s, 30m, 24h or 90d", text.escape_debug());
     let text = text.trim();
     let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
     let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -48,7 +49,11 @@ pub fn parse_endpoint(text: &str, default_port: u16) -> Result<BrokerAddr, Strin
     let wrong = |why: &str| format!("\"{}\" is not HOST:PORT: {why}", text.escape_debug());
     let text = text.trim();
     if let Ok(addr) = text.parse::<SocketAddr>() {
-        return if addr.port() == 0 { Err(wrong("port 0 cannot be reached")) } else { Ok(BrokerAddr::Addr(addr)) };
+        return if addr.port() == 0 {
+            Err(wrong("port 0 cannot be reached"))
+        } else {
+            Ok(BrokerAddr::Addr(addr))
+        };
     }
     if let Ok(ip) = text.trim_start_matches('[').trim_end_matches(']').parse() {
         return Ok(BrokerAddr::Addr(SocketAddr::new(ip, default_port)));
@@ -96,10 +101,12 @@ mod tests {
 
     #[test]
     fn durations_are_read_and_written() {
-        for (text, secs) in [("45s", 45), ("30m", 1800), ("24h", 86_400), ("90d", 7_776_000), (" 1h ", 3600)] {
+        for (text, secs) in [("45s", 45), ("30m", 1800), ("24h", 86_400), ("90d", 7_776_000), (" 1h ", 3600)]
+        {
             assert_eq!(parse_duration(text), Ok(Duration::from_secs(secs)), "{text}");
         }
-        for text in ["", "h", "5", "5w", "-5h", "1.5h", "99999999999999999999h", "9999999999999999999d", "5ä"] {
+        for text in ["", "h", "5", "5w", "-5h", "1.5h", "99999999999999999999h", "9999999999999999999d", "5ä"]
+        {
             assert!(parse_duration(text).unwrap_err().contains("24h"), "{text}");
         }
         for text in ["45s", "90s", "30m", "1d", "90d", "0s"] {

@@ -81,7 +81,9 @@ impl Request {
     pub const fn is_write(&self) -> bool {
         match self {
             Self::Status {} | Self::Version {} | Self::Ping { .. } => false,
-            Self::Invite { .. } | Self::Revoke { .. } | Self::ImportRevocations { .. } | Self::Down {} => true,
+            Self::Invite { .. } | Self::Revoke { .. } | Self::ImportRevocations { .. } | Self::Down {} => {
+                true
+            }
         }
     }
 
@@ -564,8 +566,15 @@ impl From<Behavior> for Treatment {
 
 impl From<Counters> for Dropped {
     fn from(counters: Counters) -> Self {
-        let Counters { unknown_kind, malformed, unauthenticated, rate_limited, spoofed, no_route, queue_full } =
-            counters;
+        let Counters {
+            unknown_kind,
+            malformed,
+            unauthenticated,
+            rate_limited,
+            spoofed,
+            no_route,
+            queue_full,
+        } = counters;
         Self { unknown_kind, malformed, unauthenticated, rate_limited, spoofed, no_route, queue_full }
     }
 }

@@ -82,9 +82,11 @@ fn in_words(socket: &Path, error: &io::Error) -> ControlError {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
             ControlError::Timeout(format!("ntcp-overlay at {shown} does not answer: see its log"))
         }
-        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => ControlError::Failed(
-            format!("ntcp-overlay at {shown} closed the connection: it is busy or going down; try again"),
-        ),
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+            ControlError::Failed(format!(
+                "ntcp-overlay at {shown} closed the connection: it is busy or going down; try again"
+            ))
+        }
         _ => ControlError::Protocol(format!("talking to ntcp-overlay at {shown}: {error}")),
     }
 }
