@@ -1,1 +1,46 @@
-//! ntcp-lab
+//! A laboratory on one machine: hosts, routers with real NATs, and wires with delay, made of Linux network namespaces.
+//!
+//! A [`Lab`] owns everything it makes: namespaces (all named `ntl-<id>-<name>`), processes in them, wires between them,
+//! and one directory `/run/ntl/<id>` that also records which process owns the lab. Dropping the lab removes all of it;
+//! `ntcp-lab clean` (and the start of every new lab) removes what a killed lab left behind, found by that record. Nothing
+//! else on the machine is touched: no interface, route or rule exists outside the lab's own namespaces. Labs run side by
+//! side.
+//!
+//! The lab knows nothing of the product but its command line ([`product`]). NATs are the kernel's own, by nftables, so
+//! what is measured here is what a Linux router does. Everything needs root; [`tools::missing`] says what else is absent.
+//!
+//! | module | one line |
+//! |---|---|
+//! | [`lab`] | a lab's life: identity, directory, removal, leftovers |
+//! | [`ns`] | one namespace: commands, processes, sysctls, sockets inside it |
+//! | [`process`] | a program's run: output, limits, end |
+//! | [`wire`] | links: plain veth, or delayed, lossy and rate-limited |
+//! | [`nat`] | what a router does to packets, as nftables rules |
+//! | [`topology`] | an internet, sites behind routers, hosts |
+//! | [`probe`] | what a NAT does, seen from two plain sockets |
+//! | [`openssh`] [`product`] | programs under test |
+//! | [`interrupt`] [`tools`] [`sys`] | Ctrl-C, what is installed, system calls |
+
+pub mod interrupt;
+pub mod lab;
+pub mod nat;
+pub mod ns;
+pub mod openssh;
+pub mod probe;
+pub mod process;
+pub mod product;
+pub mod sys;
+pub mod tools;
+pub mod topology;
+pub mod wire;
+
+pub use lab::Lab;
+pub use nat::Nat;
+pub use ns::Namespace;
+pub use process::Process;
+pub use topology::Host;
+pub use topology::Internet;
+pub use topology::Router;
+pub use topology::Site;
+pub use wire::Link;
+pub use wire::Profile;

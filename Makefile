@@ -1,0 +1,58 @@
+# What a newcomer types. `make demo`, `make test` and `make bench` need root: sudo make demo.
+
+BUILD := tests/lab/as-builder.sh
+ROOT := tests/lab/as-builder.sh --root
+PRODUCT := target/release/ntcp-overlay
+LAB := target/debug/ntcp-lab
+
+.PHONY: help build demo test check bench fuzz deny lab-clean packages root
+
+help:
+	@echo 'make build       the program, optimised: $(PRODUCT)'
+	@echo 'make demo        two machines behind NATs meet: ping, ssh, curl (root, two minutes)'
+	@echo 'make test        every test, with real kernels and NATs (root)'
+	@echo 'make check       format, lints, documentation, fast tests, licences (no root)'
+	@echo 'make bench       one TCP stream through the overlay against the bare wire and wireguard-go (root)'
+	@echo 'make fuzz        every fuzz target for a minute'
+	@echo 'make lab-clean   remove namespaces that killed tests left behind (root)'
+
+packages:
+	@tests/lab/install.sh
+
+root:
+	@[ "$$(id -u)" = 0 ] || { echo 'this needs root for network namespaces: sudo make $(MAKECMDGOALS)' >&2; exit 1; }
+
+build: packages
+	$(BUILD) cargo build --release --locked --bin ntcp-overlay
+
+demo: root build
+	$(BUILD) cargo build --locked -p ntcp-lab
+	$(LAB) demo --bin $(PRODUCT)
+
+# Built as the calling user, run as root. Doc tests come last, so the very last summary is theirs.
+test: root packages
+	$(BUILD) cargo test --workspace --locked --no-run
+	$(ROOT) cargo test --workspace --locked
+
+check: packages
+	$(BUILD) cargo fmt --all --check
+	$(BUILD) cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(BUILD) cargo doc --workspace --no-deps --locked --document-private-items
+	$(BUILD) cargo test --locked --lib --bins
+	@$(MAKE) --no-print-directory deny
+
+deny:
+	@$(BUILD) cargo deny --version >/dev/null 2>&1 || \
+	    { echo 'installing cargo-deny (once)'; $(BUILD) cargo install --locked --quiet cargo-deny; }
+	$(BUILD) cargo deny --all-features check
+
+bench: root build
+	$(BUILD) cargo build --locked -p ntcp-lab
+	$(LAB) bench --bin $(PRODUCT)
+
+fuzz: packages
+	$(BUILD) fuzz/run.sh 60
+
+lab-clean: root
+	$(BUILD) cargo build --locked -q -p ntcp-lab
+	$(LAB) clean

@@ -1,0 +1,76 @@
+//! What a NAT does to UDP, seen from plain sockets on both sides of it; independent of everything under test.
+
+use std::net::SocketAddr;
+use std::net::SocketAddrV4;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use anyhow::Context;
+use anyhow::Result;
+
+use crate::ns::Namespace;
+use crate::topology::Host;
+
+/// How long a datagram may take before it counts as filtered; several times any round trip of the lab.
+const PATIENCE: Duration = Duration::from_millis(400);
+
+/// What the outside saw of one inner socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// The outer addresses for: a first server, another port of it, another address of it.
+    pub mapped: [SocketAddr; 3],
+    /// Whether a datagram from a port of the server that was not written to came in.
+    pub other_port_may_answer: bool,
+    /// Whether a datagram from an address that was never written to came in.
+    pub stranger_may_answer: bool,
+}
+
+impl Seen {
+    /// Whether the mapping is the same for every destination.
+    pub fn endpoint_independent(&self) -> bool {
+        let [a, b, c] = self.mapped;
+        a == b && b == c
+    }
+}
+
+/// A UDP socket on a host, with a patience set.
+pub fn socket(ns: &Namespace, address: SocketAddr) -> Result<UdpSocket> {
+    ns.inside(move || {
+        let socket = UdpSocket::bind(address)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        std::io::Result::Ok(socket)
+    })?
+    .with_context(|| format!("cannot bind {address} on {}", ns.name()))
+}
+
+/// Classifies the NAT in front of `inner` with the help of a public host that has a second address.
+pub fn nat(inner: &Host, server: &Host) -> Result<Seen> {
+    let second = server.second_address(9)?;
+    let stranger = server.second_address(10)?;
+    let on = |ip, port| socket(&server.ns, SocketAddrV4::new(ip, port).into());
+    let first = on(server.v4, 3478)?;
+    let other_port = on(server.v4, 3479)?;
+    let other_address = on(second, 3478)?;
+    let silent_port = on(server.v4, 3480)?;
+    let silent_address = on(stranger, 3478)?;
+    let client = socket(&inner.ns, SocketAddrV4::new(inner.v4, 40_000).into())?;
+    let home = mapped(&client, &first)?;
+    let other_port_may_answer = passes(&silent_port, &client, home)?;
+    let stranger_may_answer = passes(&silent_address, &client, home)?;
+    let mapped = [home, mapped(&client, &other_port)?, mapped(&client, &other_address)?];
+    Ok(Seen { mapped, other_port_may_answer, stranger_may_answer })
+}
+
+/// The address under which `server` sees `client`.
+pub fn mapped(client: &UdpSocket, server: &UdpSocket) -> Result<SocketAddr> {
+    client.send_to(b"who am I", server.local_addr()?)?;
+    let (_, from) = server.recv_from(&mut [0; 64]).context("nothing came out of the NAT")?;
+    Ok(from)
+}
+
+/// Whether a datagram from `sender` to `target` arrives at `receiver`.
+pub fn passes(sender: &UdpSocket, receiver: &UdpSocket, target: SocketAddr) -> Result<bool> {
+    sender.send_to(b"let me in", target)?;
+    let from = sender.local_addr()?;
+    Ok(matches!(receiver.recv_from(&mut [0; 64]), Ok((_, source)) if source == from))
+}
