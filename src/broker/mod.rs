@@ -1,1 +1,26 @@
-//! Floor: broker.
+//! Floor 3: the connection broker as a value: who is here, who may ask what, who is introduced to whom.
+//!
+//! A [`registry::Broker`] holds *presence*: it starts empty and may be lost at any time, because members come back and
+//! say everything again. What must not be lost (members, addresses, invites, revocations) is the engine's to store; the
+//! broker keeps of it what it needs to answer: the [`directory::Directory`].
+//!
+//! The life of a connection: the engine has checked the certificate and calls `handle_connected`; the first message must
+//! be `Register`; then requests follow in any order; `handle_closed` ends it. A second connection of one member ends the
+//! first. Everything that a call causes comes out as [`registry::Action`]s, in order.
+//!
+//! What the broker refuses to do: to believe a certificate that is revoked or expired, at any message; to tell a member
+//! an address that the other may not have (see [`candidates`]); to carry data (four short handshake messages a side and
+//! attempt, no more); to sign anything by itself: it orders a renewal, and the engine, which may hold the CA, does it.
+//! It cannot read or forge what members tell each other, and cannot invent a member: they check certificates themselves.
+
+pub mod admission;
+pub mod assign;
+pub mod candidates;
+pub mod directory;
+mod introduce;
+pub mod registry;
+pub mod relays;
+pub mod renewal;
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,417 @@
+//! Stories about the broker, with a jumping clock, and what the inline tests of its parts share.
+
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::net::SocketAddr;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::base::addr::OverlayAddrs;
+use crate::base::id::RegistrationId;
+use crate::base::id::RequestId;
+use crate::base::rng::Seed;
+use crate::base::time::Now;
+use crate::base::time::UnixTime;
+use crate::broker::directory::Directory;
+use crate::broker::registry::Action;
+use crate::broker::registry::Broker;
+use crate::broker::registry::ConnId;
+use crate::broker::registry::Ended;
+use crate::broker::registry::Settings;
+use crate::identity::certificate::Certificate;
+use crate::identity::certificate::Roles;
+use crate::identity::certificate::Serial;
+use crate::identity::certificate::Subject;
+use crate::identity::keys::SigningKey;
+use crate::identity::keys::WgPublic;
+use crate::identity::names::MemberUri;
+use crate::identity::revocation::RevocationList;
+use crate::nat::behavior::Profile;
+use crate::nat::candidate::Candidate;
+use crate::nat::candidate::Kind;
+use crate::nat::candidate::Transport;
+use crate::wire::broker::FromBroker;
+use crate::wire::broker::Offer;
+use crate::wire::broker::Refusal;
+use crate::wire::broker::Register;
+use crate::wire::broker::Target;
+use crate::wire::broker::ToBroker;
+
+const DAY: u64 = 24 * 3600;
+const START: u64 = 20_000 * DAY;
+
+/// Some moment to count from; every certificate of these tests is a day old then.
+#[expect(clippy::disallowed_methods, reason = "a test needs some origin to count from")]
+pub(crate) fn origin() -> Now {
+    Now { instant: Instant::now(), unix: UnixTime::from_secs(START) }
+}
+
+/// A member's certificate that nobody signed; `n` makes its address and its keys.
+pub(crate) fn certificate(name: &str, n: u8) -> Certificate {
+    let subject = Subject {
+        uri: MemberUri { network: "home".parse().unwrap(), name: name.parse().unwrap() },
+        roles: Roles::MEMBER,
+        addrs: Some(OverlayAddrs {
+            v4: Ipv4Addr::new(10, 77, 0, n),
+            v6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0x0a4d, n.into()),
+        }),
+        groups: Vec::new(),
+        wg: WgPublic([n; 32]),
+    };
+    Certificate {
+        subject,
+        serial: Serial([n; 16]),
+        not_before: UnixTime::from_secs(START - DAY),
+        not_after: UnixTime::from_secs(START + 90 * DAY),
+        key: [n; 32],
+        der: [name.as_bytes(), &[n]].concat(),
+    }
+}
+
+struct Story {
+    broker: Broker,
+    now: Now,
+    out: Vec<Action>,
+}
+
+const ANNA: ConnId = ConnId(1);
+const BERT: ConnId = ConnId(2);
+
+impl Story {
+    fn new() -> Self {
+        let settings = Settings {
+            key: SigningKey::from_seed(&[1; 32]),
+            prefix: "10.77.0.0/16".parse().unwrap(),
+            prefix_v6: "fd00::/64".parse().unwrap(),
+            advertised_udp: vec![],
+            udp_port: Some(6060),
+            seed: Seed([3; 32]),
+        };
+        let broker = Broker::new(settings, Directory::default(), RevocationList::default(), Vec::new());
+        Self { broker, now: origin(), out: Vec::new() }
+    }
+
+    /// Anna and Bert, both registered, Anna watching.
+    fn with_two() -> Self {
+        let mut story = Self::new();
+        story.join(ANNA, certificate("anna", 1), true);
+        story.join(BERT, certificate("bert", 2), false);
+        story.out.clear();
+        story
+    }
+
+    fn connect(&mut self, conn: ConnId, certificate: Certificate) -> Option<RegistrationId> {
+        let source = SocketAddr::from((Ipv4Addr::new(198, 51, 100, 1), 40_000));
+        let local = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 6060));
+        self.broker.handle_connected(conn, certificate, source, local, &mut self.out)
+    }
+
+    fn join(&mut self, conn: ConnId, certificate: Certificate, watch: bool) -> RegistrationId {
+        let registration = self.connect(conn, certificate).unwrap();
+        self.say(conn, ToBroker::Register(Register { watch, ..register() }));
+        registration
+    }
+
+    fn say(&mut self, conn: ConnId, message: ToBroker) {
+        self.broker.handle_message(conn, message, self.now, &mut self.out);
+    }
+
+    fn sent(&mut self, to: ConnId) -> Vec<FromBroker> {
+        let mut sent = Vec::new();
+        self.out.retain(|action| match action {
+            Action::Send(conn, message) if *conn == to => {
+                sent.push(message.clone());
+                false
+            }
+            _ => true,
+        });
+        sent
+    }
+
+    fn offers(&mut self, to: ConnId) -> Vec<Offer> {
+        let sent = self.sent(to).into_iter();
+        sent.filter_map(|m| if let FromBroker::Offer(offer) = m { Some(offer) } else { None }).collect()
+    }
+
+    fn refusals(&mut self, to: ConnId) -> Vec<(RequestId, Refusal)> {
+        let refusal = |m| match m {
+            FromBroker::Refused { request, why, .. } => Some((request, why)),
+            _ => None,
+        };
+        self.sent(to).into_iter().filter_map(refusal).collect()
+    }
+
+    fn ended(&self, conn: ConnId) -> Option<Ended> {
+        self.out.iter().find_map(|action| match action {
+            Action::Close(id, why) if *id == conn => Some(*why),
+            _ => None,
+        })
+    }
+
+    fn ask_for_bert(&mut self, request: u32) {
+        let target = Target::Name("bert".parse().unwrap());
+        self.say(ANNA, ToBroker::Connect { request: RequestId(request), target, noise: vec![7; 148] });
+    }
+}
+
+fn register() -> Register {
+    Register {
+        software: "test".to_owned(),
+        candidates: vec![udp("192.168.1.2:5000"), udp("127.0.0.1:5000"), udp("10.77.0.9:5000")],
+        profile: Profile::default(),
+        relay: vec![],
+        revocations: 0,
+        watch: false,
+    }
+}
+
+fn udp(addr: &str) -> Candidate {
+    Candidate { transport: Transport::Udp, kind: Kind::Host, addr: addr.parse().unwrap() }
+}
+
+#[test]
+fn both_sides_of_an_introduction_get_one_name_and_the_other_side() {
+    let mut s = Story::with_two();
+    s.ask_for_bert(5);
+    let (a, b) = (s.offers(ANNA).remove(0), s.offers(BERT).remove(0));
+    assert_eq!(a.attempt, b.attempt);
+    assert_eq!((a.request, b.request), (Some(RequestId(5)), None));
+    assert_eq!((a.noise.len(), b.noise.len()), (0, 148), "the handshake rides to the side that was asked for");
+    assert_eq!((a.peer.certificate, b.peer.certificate), (b"bert\x02".to_vec(), b"anna\x01".to_vec()));
+    assert_eq!(a.candidates, [udp("192.168.1.2:5000")], "unfit candidates were never told");
+    s.ask_for_bert(6);
+    assert_ne!(s.offers(ANNA).remove(0).attempt, a.attempt);
+}
+
+#[test]
+fn the_mapped_address_of_a_udp_registration_is_in_the_next_offer() {
+    let mut s = Story::with_two();
+    let registration = s.join(BERT, certificate("bert", 2), false);
+    s.out.clear();
+    let mapped: SocketAddr = "203.0.113.9:700".parse().unwrap();
+    s.broker.handle_mapped(registration, mapped, s.now, &mut s.out);
+    assert!(matches!(s.sent(ANNA).as_slice(), [FromBroker::Changed(_)]), "watchers hear of it");
+    s.broker.handle_mapped(registration, mapped, s.now, &mut s.out);
+    assert_eq!(s.sent(ANNA), [], "but not of what did not change");
+    s.ask_for_bert(1);
+    assert_eq!((s.offers(ANNA)[0].candidates[0].kind, s.now.unix), (Kind::Mapped, s.now.unix));
+}
+
+#[test]
+fn a_second_connection_of_the_same_member_ends_the_first() {
+    let mut s = Story::with_two();
+    s.join(ConnId(3), certificate("bert", 2), false);
+    assert_eq!(s.ended(BERT), Some(Ended::Replaced));
+    s.out.clear();
+    s.broker.handle_closed(BERT, s.now, &mut s.out);
+    assert_eq!(s.out, [], "the end of the first does not make the member leave");
+    s.ask_for_bert(1);
+    assert_eq!(s.offers(ConnId(3)).len(), 1);
+}
+
+#[test]
+fn watchers_hear_of_coming_and_going() {
+    let mut s = Story::new();
+    s.join(ANNA, certificate("anna", 1), true);
+    s.out.clear();
+    s.join(BERT, certificate("bert", 2), false);
+    s.broker.handle_closed(BERT, s.now, &mut s.out);
+    let online: Vec<bool> = s
+        .sent(ANNA)
+        .into_iter()
+        .filter_map(|m| if let FromBroker::Changed(record) = m { Some(record.online) } else { None })
+        .collect();
+    assert_eq!(online, [true, false]);
+    assert!(s.out.contains(&Action::Gone("bert".parse().unwrap(), s.now.unix)));
+}
+
+#[test]
+fn whoever_is_not_there_cannot_be_met_and_the_answer_says_which() {
+    let mut s = Story::with_two();
+    s.broker.handle_closed(BERT, s.now, &mut s.out);
+    s.out.clear();
+    for (target, wanted) in [
+        (Target::Name("bert".parse().unwrap()), Refusal::Offline),
+        (Target::Addr("10.77.0.2".parse().unwrap()), Refusal::Offline),
+        (Target::Name("carl".parse().unwrap()), Refusal::NotFound),
+        (Target::Addr("10.77.0.1".parse().unwrap()), Refusal::Malformed),
+    ] {
+        s.say(ANNA, ToBroker::Connect { request: RequestId(1), target, noise: vec![] });
+        assert_eq!(s.refusals(ANNA), [(RequestId(1), wanted)]);
+    }
+}
+
+#[test]
+fn four_handshake_messages_a_side_may_pass_and_no_stranger_joins_in() {
+    let mut s = Story::with_two();
+    let carl = ConnId(3);
+    s.join(carl, certificate("carl", 3), false);
+    s.ask_for_bert(1);
+    let attempt = s.offers(ANNA)[0].attempt;
+    s.out.clear();
+    s.say(carl, ToBroker::Convey { attempt, noise: vec![1] });
+    assert_eq!(s.refusals(carl), [(RequestId(0), Refusal::NotFound)]);
+    for n in 0..5 {
+        s.say(BERT, ToBroker::Convey { attempt, noise: vec![n] });
+    }
+    assert_eq!(s.sent(ANNA).len(), 4);
+    assert_eq!(s.refusals(BERT), [(RequestId(0), Refusal::TooMany)]);
+    s.say(ANNA, ToBroker::Convey { attempt, noise: vec![9] });
+    assert_eq!(s.sent(BERT), [FromBroker::Conveyed { attempt, noise: vec![9] }], "each side has its own four");
+}
+
+#[test]
+fn an_attempt_is_forgotten_after_half_a_minute() {
+    let mut s = Story::with_two();
+    s.ask_for_bert(1);
+    let attempt = s.offers(ANNA)[0].attempt;
+    s.now = s.now.plus(Duration::from_secs(30));
+    s.broker.handle_timeout(s.now, &mut s.out);
+    s.out.clear();
+    s.say(BERT, ToBroker::Convey { attempt, noise: vec![1] });
+    assert_eq!(s.refusals(BERT), [(RequestId(0), Refusal::NotFound)]);
+}
+
+#[test]
+fn introductions_are_limited_and_reconnecting_does_not_help() {
+    let mut s = Story::with_two();
+    for n in 0..40 {
+        s.ask_for_bert(n);
+    }
+    assert_eq!(s.refusals(ANNA), (32..40).map(|n| (RequestId(n), Refusal::TooMany)).collect::<Vec<_>>());
+    s.broker.handle_closed(ANNA, s.now, &mut s.out);
+    s.broker.handle_timeout(s.now, &mut s.out);
+    s.join(ANNA, certificate("anna", 1), false);
+    s.out.clear();
+    s.ask_for_bert(50);
+    assert_eq!(s.refusals(ANNA), [(RequestId(50), Refusal::TooMany)]);
+    s.now = s.now.plus(Duration::from_secs(1));
+    s.ask_for_bert(51);
+    assert_eq!(s.offers(ANNA).len(), 1);
+}
+
+#[test]
+fn a_revoked_member_is_cut_off_and_everybody_hears_of_it() {
+    let mut s = Story::with_two();
+    let list = RevocationList { version: 1, issued: s.now.unix, serials: vec![Serial([2; 16])] };
+    s.broker.handle_revocations(list, b"signed".to_vec(), s.now, &mut s.out);
+    assert_eq!(s.ended(BERT), Some(Ended::Revoked));
+    assert_eq!(s.sent(ANNA)[0], FromBroker::Revocations(b"signed".to_vec()));
+    assert_eq!(s.sent(BERT)[0], FromBroker::Revocations(b"signed".to_vec()), "also the one it is about");
+    s.out.clear();
+    assert_eq!(s.connect(ConnId(3), certificate("bert", 2)), None);
+    assert_eq!(s.ended(ConnId(3)), Some(Ended::Revoked));
+    s.ask_for_bert(1);
+    assert_eq!(s.refusals(ANNA), [(RequestId(1), Refusal::NotFound)]);
+}
+
+#[test]
+fn an_older_revocation_list_brings_nobody_back() {
+    let mut s = Story::with_two();
+    let list =
+        |version, serials| RevocationList { version, issued: UnixTime::from_secs(START), serials };
+    s.broker.handle_revocations(list(2, vec![Serial([2; 16])]), vec![2], s.now, &mut s.out);
+    s.out.clear();
+    s.broker.handle_revocations(list(1, vec![]), vec![1], s.now, &mut s.out);
+    assert_eq!((s.broker.revocations().version, s.out.len()), (2, 0));
+}
+
+#[test]
+fn whoever_holds_an_older_list_gets_the_newer_one_when_it_registers() {
+    let mut s = Story::new();
+    let list = RevocationList { version: 3, issued: s.now.unix, serials: vec![] };
+    s.broker.handle_revocations(list, b"signed".to_vec(), s.now, &mut s.out);
+    for (held, wanted) in [(2, 1), (3, 0)] {
+        s.connect(ANNA, certificate("anna", 1));
+        s.say(ANNA, ToBroker::Register(Register { revocations: held, ..register() }));
+        let pushed = s.sent(ANNA).iter().filter(|m| matches!(m, FromBroker::Revocations(_))).count();
+        assert_eq!(pushed, wanted, "held {held}");
+    }
+}
+
+#[test]
+fn a_connection_ends_when_its_certificate_runs_out() {
+    let mut s = Story::with_two();
+    s.now = s.now.plus(Duration::from_secs(91 * DAY));
+    s.broker.handle_timeout(s.now, &mut s.out);
+    assert_eq!((s.ended(ANNA), s.ended(BERT)), (Some(Ended::Expired), Some(Ended::Expired)));
+    assert_eq!(s.broker.online(), 0);
+}
+
+#[test]
+fn nothing_comes_before_register() {
+    let mut s = Story::new();
+    s.connect(ANNA, certificate("anna", 1));
+    s.say(ANNA, ToBroker::Ping { nonce: 4 });
+    assert_eq!(s.sent(ANNA), [FromBroker::Pong { nonce: 4 }]);
+    s.say(ANNA, ToBroker::List { request: RequestId(1), after: None });
+    assert_eq!(s.ended(ANNA), Some(Ended::Misbehaved));
+}
+
+#[test]
+fn a_list_comes_in_pages_and_leaves_servers_out() {
+    let mut s = Story::new();
+    s.join(ANNA, certificate("anna", 250), false);
+    for n in 0..40 {
+        s.broker.handle_enrolled(certificate(&format!("m{n:02}"), n + 1), s.now);
+    }
+    let mut relay = certificate("a-relay", 200);
+    relay.subject.roles = Roles::RELAY;
+    relay.subject.addrs = None;
+    s.broker.handle_enrolled(relay, s.now);
+    s.out.clear();
+    s.say(ANNA, ToBroker::List { request: RequestId(1), after: None });
+    let [FromBroker::Listing { members, more: true, .. }] = s.sent(ANNA).try_into().unwrap() else {
+        panic!("one full page");
+    };
+    assert_eq!(members.len(), 32);
+    assert_eq!(members[0].certificate, certificate("anna", 250).der);
+    s.say(ANNA, ToBroker::List { request: RequestId(2), after: Some("m30".parse().unwrap()) });
+    let [FromBroker::Listing { members, more: false, .. }] = s.sent(ANNA).try_into().unwrap() else {
+        panic!("the last page");
+    };
+    assert_eq!(members.len(), 9);
+}
+
+#[test]
+fn a_remote_relay_is_offered_with_a_session_for_both_and_a_token_for_each() {
+    let mut s = Story::with_two();
+    let mut cert = certificate("r", 9);
+    cert.subject.roles = Roles::RELAY;
+    cert.subject.addrs = None;
+    let relay = ConnId(3);
+    s.connect(relay, cert);
+    let endpoint = Candidate { kind: Kind::Configured, ..udp("0.0.0.0:6061") };
+    s.say(relay, ToBroker::Register(Register { relay: vec![endpoint], ..register() }));
+    s.out.clear();
+    s.ask_for_bert(1);
+    let (a, b) = (s.offers(ANNA).remove(0).relays, s.offers(BERT).remove(0).relays);
+    assert_eq!((a.len(), b.len()), (1, 1));
+    assert_eq!(a[0].session, b[0].session);
+    assert_ne!(a[0].token, b[0].token);
+    assert_eq!(a[0].endpoints[0].addr, "198.51.100.1:6061".parse().unwrap(), "where the broker sees it");
+    s.broker.handle_closed(relay, s.now, &mut s.out);
+    s.ask_for_bert(2);
+    assert_eq!(s.offers(ANNA)[0].relays, [], "a relay that is gone is not offered");
+}
+
+#[test]
+fn a_member_without_the_relays_role_is_no_relay() {
+    let mut s = Story::with_two();
+    let carl = ConnId(3);
+    s.connect(carl, certificate("carl", 3));
+    s.say(carl, ToBroker::Register(Register { relay: vec![udp("192.0.2.3:6061")], ..register() }));
+    s.ask_for_bert(1);
+    assert_eq!(s.offers(ANNA)[0].relays, []);
+}
+
+#[test]
+fn a_certificate_that_contradicts_the_directory_is_turned_away() {
+    let mut s = Story::with_two();
+    let thief = ConnId(3);
+    s.connect(thief, certificate("carl", 2));
+    s.say(thief, ToBroker::Register(register()));
+    assert_eq!(s.ended(thief), Some(Ended::Conflict));
+    s.ask_for_bert(1);
+    assert_eq!(s.offers(BERT).len(), 1, "the holder of the address stays");
+}
