@@ -109,8 +109,6 @@ pub struct Settings {
     pub advertised_udp: Vec<SocketAddr>,
     /// Port of its UDP registrations, for members that reach it at an address that nobody configured.
     pub udp_port: Option<u16>,
-    /// Randomness.
-    pub seed: Seed,
 }
 
 /// One connection whose certificate was checked.
@@ -179,17 +177,15 @@ impl Broker {
     /// A broker that knows `directory` and believes what `revocations` (with its signed bytes) leaves.
     #[must_use]
     pub fn new(
-        mut settings: Settings,
+        settings: Settings,
         directory: Directory,
         revocations: RevocationList,
         signed: Vec<u8>,
+        seed: Seed,
     ) -> Self {
-        let rng = Rng::new(settings.seed);
-        // The generator is the only holder of what follows from the seed.
-        settings.seed = Seed([0; 32]);
         Self {
             settings,
-            rng,
+            rng: Rng::new(seed),
             directory,
             conns: BTreeMap::new(),
             by_registration: BTreeMap::new(),

@@ -85,9 +85,9 @@ impl Story {
             prefix_v6: "fd00::/64".parse().unwrap(),
             advertised_udp: vec![],
             udp_port: Some(6060),
-            seed: Seed([3; 32]),
         };
-        let broker = Broker::new(settings, Directory::default(), RevocationList::default(), Vec::new());
+        let (directory, list) = (Directory::default(), RevocationList::default());
+        let broker = Broker::new(settings, directory, list, Vec::new(), Seed([3; 32]));
         Self { broker, now: origin(), out: Vec::new() }
     }
 
