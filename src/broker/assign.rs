@@ -74,19 +74,19 @@ mod tests {
             ),
             ("its own", "10.77.0.0/16", &[("10.77.0.9", "me", None)], Some("10.77.0.9")),
             ("its own after removal", "10.77.0.0/16", &[("10.77.0.9", "me", Some(5))], Some("10.77.0.9")),
-            ("its own of another prefix is gone", "10.78.0.0/16", &[("10.77.0.9", "me", None)], Some("10.78.0.1")),
+            (
+                "its own of another prefix is gone",
+                "10.78.0.0/16",
+                &[("10.77.0.9", "me", None)],
+                Some("10.78.0.1"),
+            ),
             (
                 "a removed member's address rests for a day",
                 "10.77.0.0/16",
                 &[("10.77.0.1", "a", Some(day - 1))],
                 Some("10.77.0.2"),
             ),
-            (
-                "and is free after it",
-                "10.77.0.0/16",
-                &[("10.77.0.1", "a", Some(day))],
-                Some("10.77.0.1"),
-            ),
+            ("and is free after it", "10.77.0.0/16", &[("10.77.0.1", "a", Some(day))], Some("10.77.0.1")),
             ("a small prefix starts after its network address", "10.0.0.8/29", &[], Some("10.0.0.9")),
             (
                 "a full prefix",
@@ -135,12 +135,8 @@ mod tests {
     fn a_clock_that_jumped_back_frees_nothing() {
         let held =
             [Held { addr: Ipv4Addr::new(10, 77, 0, 1), name: "a".parse().unwrap(), released: Some(NOW) }];
-        let got = assign(
-            "10.77.0.0/16".parse().unwrap(),
-            &"me".parse().unwrap(),
-            &held,
-            UnixTime::from_secs(5),
-        );
+        let got =
+            assign("10.77.0.0/16".parse().unwrap(), &"me".parse().unwrap(), &held, UnixTime::from_secs(5));
         assert_eq!(got, Some(Ipv4Addr::new(10, 77, 0, 2)));
     }
 }

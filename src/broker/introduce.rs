@@ -142,13 +142,7 @@ impl Broker {
         out.push(Action::Send(conn, FromBroker::Offer(to_asker)));
     }
 
-    pub(super) fn convey(
-        &mut self,
-        conn: ConnId,
-        attempt: AttemptId,
-        noise: Vec<u8>,
-        out: &mut Vec<Action>,
-    ) {
+    pub(super) fn convey(&mut self, conn: ConnId, attempt: AttemptId, noise: Vec<u8>, out: &mut Vec<Action>) {
         let Some(from) = self.conns.get(&conn).map(|c| c.certificate.subject.uri.name.clone()) else {
             return;
         };

@@ -438,8 +438,7 @@ impl Broker {
             self.watchers.remove(&conn);
         }
         self.counters.registered += 1;
-        let registered =
-            Registered { registration, udp: self.udp_for(local), observed, time: now.unix };
+        let registered = Registered { registration, udp: self.udp_for(local), observed, time: now.unix };
         out.push(Action::Send(conn, FromBroker::Registered(registered)));
         if register.revocations < self.revocations.version {
             out.push(Action::Send(conn, FromBroker::Revocations(self.signed_revocations.clone())));
@@ -476,27 +475,14 @@ impl Broker {
         }
     }
 
-    fn on_list(
-        &self,
-        conn: ConnId,
-        request: RequestId,
-        after: Option<&MemberName>,
-        out: &mut Vec<Action>,
-    ) {
+    fn on_list(&self, conn: ConnId, request: RequestId, after: Option<&MemberName>, out: &mut Vec<Action>) {
         let mut all = self.directory.after(after).filter(|(_, k)| k.certificate.subject.roles.member);
         let members = all.by_ref().take(LIST_PAGE).map(|(name, known)| self.record(name, known)).collect();
         let more = all.next().is_some();
         out.push(Action::Send(conn, FromBroker::Listing { request, members, more }));
     }
 
-    fn on_renew(
-        &mut self,
-        conn: ConnId,
-        request: RequestId,
-        csr: &[u8],
-        now: Now,
-        out: &mut Vec<Action>,
-    ) {
+    fn on_renew(&mut self, conn: ConnId, request: RequestId, csr: &[u8], now: Now, out: &mut Vec<Action>) {
         let Some(peer) = self.conns.get(&conn) else { return };
         let name = peer.certificate.subject.uri.name.clone();
         let Ok(csr) = SigningRequest::parse(csr) else {

@@ -44,10 +44,8 @@ impl Relay {
 /// the least busy first, by name between equals so that both brokers of a member choose alike.
 #[must_use]
 pub fn choose_relays<'r>(relays: &'r [Relay], sides: [&MemberName; 2]) -> Vec<&'r Relay> {
-    let mut fit: Vec<&Relay> = relays
-        .iter()
-        .filter(|relay| !relay.endpoints.is_empty() && !sides.contains(&relay.name()))
-        .collect();
+    let mut fit: Vec<&Relay> =
+        relays.iter().filter(|relay| !relay.endpoints.is_empty() && !sides.contains(&relay.name())).collect();
     fit.sort_by_key(|relay| (relay.load, relay.name().clone()));
     fit.truncate(MAX_OFFERED);
     fit
@@ -124,8 +122,7 @@ mod tests {
             ("a side's own", vec![relay("anna", 0, at), relay("r", 9, at)], vec!["r"]),
             ("nowhere to be reached", vec![relay("r", 0, None), relay("s", 9, at)], vec!["s"]),
         ] {
-            let got: Vec<&str> =
-                choose_relays(&relays, [&a, &b]).iter().map(|r| r.name().as_str()).collect();
+            let got: Vec<&str> = choose_relays(&relays, [&a, &b]).iter().map(|r| r.name().as_str()).collect();
             assert_eq!(got, wanted, "{case}");
         }
     }
