@@ -92,12 +92,17 @@ impl Bucket {
 
     /// Takes one token if there is one.
     pub fn take(&mut self, now: Instant) -> bool {
+        self.take_some(1, now)
+    }
+
+    /// Takes `count` tokens if there are so many.
+    pub fn take_some(&mut self, count: u32, now: Instant) -> bool {
         let gained = now.saturating_duration_since(self.filled).as_secs_f64() * self.per_second;
         self.tokens = (self.tokens + gained).min(self.burst);
         self.filled = now;
-        let granted = self.tokens >= 1.0;
+        let granted = self.tokens >= f64::from(count);
         if granted {
-            self.tokens -= 1.0;
+            self.tokens -= f64::from(count);
         }
         granted
     }

@@ -18,3 +18,7 @@
 
 pub mod client;
 pub mod server;
+mod sources;
+mod table;
+#[cfg(test)]
+mod testing;
