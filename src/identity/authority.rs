@@ -1,16 +1,21 @@
 //! The certificate authority of a network: the one key that says who belongs to it.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use ipnetwork::Ipv4Network;
 use rcgen::BasicConstraints;
 use rcgen::CertificateParams;
+use rcgen::CidrSubnet;
 use rcgen::CustomExtension;
 use rcgen::DistinguishedName;
 use rcgen::DnType;
 use rcgen::ExtendedKeyUsagePurpose;
+use rcgen::GeneralSubtree;
 use rcgen::IsCa;
 use rcgen::Issuer;
 use rcgen::KeyUsagePurpose;
+use rcgen::NameConstraints;
 use rcgen::PublicKeyData;
 use rcgen::SanType;
 use rcgen::SerialNumber;
@@ -39,6 +44,11 @@ pub const MEMBER_LIFETIME: Duration = DAY.saturating_mul(90);
 /// Life of a broker's or relay's certificate: renewed by hand where the CA is kept offline.
 pub const SERVER_LIFETIME: Duration = DAY.saturating_mul(365);
 
+/// All unique local addresses that are assigned locally (RFC 4193 3.2). The network's own /64 cannot be named here: it is
+/// made of the fingerprint of the certificate that this goes into.
+const UNIQUE_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0);
+const UNIQUE_LOCAL_LEN: u8 = 8;
+
 /// Latest time that X.509 can write: the end of the year 9999 (RFC 5280 4.1.2.5).
 const LAST_SECOND: u64 = 253_402_300_799;
 
@@ -50,15 +60,29 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Founds a network: makes the CA's key and its self-signed certificate.
+    /// Founds a network: makes the CA's key and its self-signed certificate. `prefix` is where members' IPv4 addresses
+    /// will be, for as long as the network lives.
     #[must_use]
-    pub fn create(network: &NetworkName, now: UnixTime) -> Self {
+    pub fn create(network: &NetworkName, prefix: Ipv4Network, now: UnixTime) -> Self {
         let key = SigningKey::generate();
         let (not_before, not_after) = validity(now, CA_LIFETIME);
         let mut params = params(network.as_str(), Serial::generate(), not_before, not_after);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.subject_alt_names = vec![SanType::URI(ia5(&format!("ntcp://{network}")))];
+        params.name_constraints = Some(NameConstraints {
+            permitted_subtrees: vec![
+                GeneralSubtree::IpAddress(CidrSubnet::from_v4_prefix(
+                    prefix.network().octets(),
+                    prefix.prefix(),
+                )),
+                GeneralSubtree::IpAddress(CidrSubnet::from_v6_prefix(
+                    UNIQUE_LOCAL.octets(),
+                    UNIQUE_LOCAL_LEN,
+                )),
+            ],
+            excluded_subtrees: Vec::new(),
+        });
         let certificate = params.self_signed(&key).expect("all fields are set and the key is ours");
         let anchor = TrustAnchor::parse(certificate.der()).expect("what we write, we read");
         Self { anchor, key }
@@ -102,7 +126,9 @@ impl Authority {
         if subject.uri.network != self.anchor.network {
             return Err(CertError::WrongNetwork);
         }
-        let native = subject.addrs.is_none_or(|addrs| addrs.v6 == self.anchor.overlay_v6(addrs.v4));
+        let native = subject.addrs.is_none_or(|addrs| {
+            self.anchor.is_assignable(addrs.v4) && addrs == self.anchor.overlay_addrs(addrs.v4)
+        });
         if !native || not_after < not_before {
             return Err(CertError::Malformed);
         }
@@ -203,6 +229,10 @@ mod tests {
 
     const T0: UnixTime = UnixTime::from_secs(1_800_000_000);
 
+    fn founded() -> Authority {
+        Authority::create(&"home".parse().unwrap(), "10.77.0.0/16".parse().unwrap(), T0)
+    }
+
     fn subject(ca: &Authority) -> Subject {
         Subject {
             uri: MemberUri { network: ca.anchor().network.clone(), name: "nas".parse().unwrap() },
@@ -215,20 +245,21 @@ mod tests {
 
     #[test]
     fn an_authority_survives_its_files_and_rejects_a_foreign_key() {
-        let ca = Authority::create(&"home".parse().unwrap(), T0);
+        let ca = founded();
         let read = Authority::from_parts(&ca.anchor().der, ca.key().clone()).unwrap();
         assert_eq!(read.anchor().fingerprint(), ca.anchor().fingerprint());
         assert_eq!(read.anchor().network.as_str(), "home");
+        assert_eq!(read.anchor().prefix.to_string(), "10.77.0.0/16");
         let foreign = Authority::from_parts(&ca.anchor().der, SigningKey::generate());
         assert_eq!(foreign.map(drop), Err(CertError::WrongAuthority));
     }
 
     #[test]
     fn an_authority_refuses_to_sign_what_contradicts_itself() {
-        let ca = Authority::create(&"home".parse().unwrap(), T0);
+        let ca = founded();
         let (from, until) = validity(T0, MEMBER_LIFETIME);
         let good = subject(&ca);
-        let other = Authority::create(&"home".parse().unwrap(), T0);
+        let other = founded();
         let foreign_uri = MemberUri { network: "work".parse().unwrap(), ..good.uri.clone() };
         let groups = |n: u32| (0..n).map(|n| format!("g{n:02}").parse().unwrap()).collect::<Vec<_>>();
         for (what, subject, from, until, answer) in [
@@ -258,6 +289,26 @@ mod tests {
             (
                 "another network's address",
                 Subject { addrs: subject(&other).addrs, ..good.clone() },
+                from,
+                until,
+                Err(CertError::Malformed),
+            ),
+            (
+                "the prefix's own address",
+                Subject {
+                    addrs: Some(ca.anchor().overlay_addrs(Ipv4Addr::new(10, 77, 0, 0))),
+                    ..good.clone()
+                },
+                from,
+                until,
+                Err(CertError::Malformed),
+            ),
+            (
+                "an address outside of the prefix",
+                Subject {
+                    addrs: Some(ca.anchor().overlay_addrs(Ipv4Addr::new(10, 78, 0, 1))),
+                    ..good.clone()
+                },
                 from,
                 until,
                 Err(CertError::Malformed),
@@ -295,21 +346,19 @@ mod tests {
 
     #[test]
     fn members_of_a_network_live_in_one_prefix_of_their_own() {
-        let ca = Authority::create(&"home".parse().unwrap(), T0);
+        let ca = founded();
         let prefix = ca.anchor().overlay_prefix_v6();
         let addrs = ca.anchor().overlay_addrs(Ipv4Addr::new(10, 77, 1, 2));
         assert_eq!((prefix.prefix(), prefix.ip().octets()[0]), (64, 0xfd));
         assert!(prefix.contains(addrs.v6));
         assert_eq!(addrs.v6.octets()[8..], [0, 0, 0, 0, 10, 77, 1, 2]);
         assert_eq!(prefix.ip().octets()[1..8], ca.anchor().fingerprint()[..7]);
-        assert!(
-            !Authority::create(&"home".parse().unwrap(), T0).anchor().overlay_prefix_v6().contains(addrs.v6)
-        );
+        assert!(!founded().anchor().overlay_prefix_v6().contains(addrs.v6));
     }
 
     #[test]
     fn a_time_beyond_what_x509_can_write_is_the_last_that_it_can() {
-        let ca = Authority::create(&"home".parse().unwrap(), T0);
+        let ca = founded();
         let forever = T0.plus(Duration::MAX);
         let certificate = ca.sign(&subject(&ca), &[3; 32], Serial::generate(), T0, forever).unwrap();
         assert_eq!(certificate.not_after.secs(), LAST_SECOND);

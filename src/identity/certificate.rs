@@ -7,7 +7,9 @@
 //! | extended key usage | clientAuth; brokers and relays also serverAuth |
 //! | extension 1.3.6.1.4.1.32473.6060.1 | roles, X25519 key, groups: see `claims.rs` |
 //!
-//! The CA's own certificate is self-signed and carries the URI `ntcp://network`.
+//! The CA's own certificate is self-signed and carries the URI `ntcp://network` and, as a name constraint (RFC 5280
+//! 4.2.1.10), the network's IPv4 prefix and all unique local IPv6 addresses: no certificate of this CA can speak for an
+//! address outside, and everybody who holds the CA certificate knows the prefix.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -15,11 +17,13 @@ use std::net::Ipv6Addr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnetwork::Ipv4Network;
 use ipnetwork::Ipv6Network;
 use rustls::pki_types::CertificateDer;
 use webpki::KeyUsage;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
+use x509_parser::extensions::NameConstraints;
 use x509_parser::extensions::ParsedExtension;
 use x509_parser::oid_registry::OID_SIG_ED25519;
 use x509_parser::prelude::FromDer as _;
@@ -138,6 +142,8 @@ pub const CLOCK_SKEW: Duration = Duration::from_secs(300);
 pub struct TrustAnchor {
     /// The network it speaks for.
     pub network: NetworkName,
+    /// Where its members' IPv4 addresses are.
+    pub prefix: Ipv4Network,
     /// The CA certificate.
     pub der: Vec<u8>,
     /// The CA's Ed25519 key.
@@ -282,7 +288,7 @@ impl TrustAnchor {
     pub fn parse(der: &[u8]) -> Result<Self, CertError> {
         let x509 = read_x509(der)?;
         let key = ed25519_key(&x509)?;
-        let (mut network, mut is_ca) = (None, false);
+        let (mut network, mut prefix, mut is_ca) = (None, None, false);
         for extension in x509.extensions() {
             match extension.parsed_extension() {
                 ParsedExtension::SubjectAlternativeName(san) => match san.general_names[..] {
@@ -292,6 +298,9 @@ impl TrustAnchor {
                     }
                     _ => return Err(CertError::Malformed),
                 },
+                ParsedExtension::NameConstraints(constraints) => {
+                    set_once(&mut prefix, permitted_v4(constraints).ok_or(CertError::Malformed)?)?;
+                }
                 ParsedExtension::BasicConstraints(basic) => is_ca = basic.ca,
                 _ => {}
             }
@@ -301,7 +310,10 @@ impl TrustAnchor {
         if !(is_ca && signed && usable) {
             return Err(CertError::Malformed);
         }
-        Ok(Self { network: network.ok_or(CertError::Malformed)?, der: der.to_vec(), key })
+        let (Some(network), Some(prefix)) = (network, prefix) else {
+            return Err(CertError::Malformed);
+        };
+        Ok(Self { network, prefix, der: der.to_vec(), key })
     }
 
     /// SHA-256 of the CA certificate: what an invite pins.
@@ -349,6 +361,13 @@ impl TrustAnchor {
             })?;
         }
         Ok(())
+    }
+
+    /// Whether a member may have that IPv4 address: in the prefix, and neither its first nor its last address, which the
+    /// kernel takes for the network and for broadcasts.
+    #[must_use]
+    pub fn is_assignable(&self, v4: Ipv4Addr) -> bool {
+        self.prefix.contains(v4) && v4 != self.prefix.network() && v4 != self.prefix.broadcast()
     }
 
     /// The network's IPv6 prefix: a unique local /64 (RFC 4193) made of the first 7 bytes of the CA's fingerprint.
@@ -404,6 +423,19 @@ impl<'a> Names<'a> {
         };
         Ok(Self { uri: uri.ok_or(CertError::Malformed)?, addrs, dns })
     }
+}
+
+/// The one IPv4 prefix among the permitted names.
+fn permitted_v4(constraints: &NameConstraints<'_>) -> Option<Ipv4Network> {
+    let mut found = None;
+    for subtree in constraints.permitted_subtrees.as_ref()? {
+        let GeneralName::IPAddress(bytes) = subtree.base else { return None };
+        if let Ok([a, b, c, d, mask @ ..]) = <[u8; 8]>::try_from(bytes) {
+            let prefix = Ipv4Network::with_netmask(Ipv4Addr::new(a, b, c, d), Ipv4Addr::from(mask)).ok()?;
+            set_once(&mut found, prefix).ok()?;
+        }
+    }
+    found
 }
 
 fn read_x509(der: &[u8]) -> Result<X509Certificate<'_>, CertError> {
@@ -474,7 +506,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn founded(network: &str) -> Authority {
-        Authority::create(&network.parse().unwrap(), T0)
+        Authority::create(&network.parse().unwrap(), "10.77.0.0/16".parse().unwrap(), T0)
     }
 
     fn subject(ca: &Authority, roles: Roles) -> Subject {
@@ -574,7 +606,7 @@ mod tests {
         let ca = founded("home");
         let uri = |text: &str| SanType::URI(text.try_into().unwrap());
         type Twist<'a> = &'a dyn Fn(&mut CertificateParams);
-        let cases: [(&str, Twist<'_>, Result<(), CertError>); 13] = [
+        let cases: [(&str, Twist<'_>, Result<(), CertError>); 14] = [
             ("as it should be", &|_| {}, Ok(())),
             ("no extension of ours", &|p| p.custom_extensions.clear(), Err(CertError::Malformed)),
             (
@@ -591,6 +623,14 @@ mod tests {
                 Err(CertError::Malformed),
             ),
             ("the CA's URI", &|p| p.subject_alt_names[0] = uri("ntcp://home"), Err(CertError::Malformed)),
+            (
+                "an address outside of the network",
+                &|p| {
+                    *p.subject_alt_names.iter_mut().rev().nth(1).unwrap() =
+                        SanType::IpAddress([10, 78, 0, 9].into())
+                },
+                Err(CertError::WrongAuthority),
+            ),
             ("no DNS name for the role", &|p| drop(p.subject_alt_names.remove(1)), Err(CertError::Malformed)),
             (
                 "another role's DNS name",

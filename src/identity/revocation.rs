@@ -143,7 +143,7 @@ mod tests {
     }
 
     fn authority() -> Authority {
-        Authority::create(&"home".parse().unwrap(), T0)
+        Authority::create(&"home".parse().unwrap(), "10.77.0.0/16".parse().unwrap(), T0)
     }
 
     #[test]
