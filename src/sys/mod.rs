@@ -1,1 +1,12 @@
-//! Floor: sys.
+//! Floor 1, acting: one safe function per system call that no crate offers safely; the only `unsafe` code.
+//!
+//! Most of what the doors need comes from rustix and socket2, which are safe already. What is left stands here: datagrams
+//! by the batch ([`batch`]), two socket options ([`option`]), and the descriptor inside a crate's type ([`descriptor`]).
+//! Each `unsafe` block says why it is sound, no function here decides anything, and nothing unsafe leaks out: whatever
+//! arguments a caller passes, the worst that happens is an error.
+
+#![allow(unsafe_code, reason = "system calls; everywhere else the manifest denies it")]
+
+pub mod batch;
+pub mod descriptor;
+pub mod option;

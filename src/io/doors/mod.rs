@@ -1,0 +1,612 @@
+//! All sockets of one data thread behind one wait: UDP sockets, framed TCP streams, listeners, the device, a waker.
+//!
+//! [`Doors`] moves bytes and decides nothing about what they mean. What it does decide is how much of this machine a far
+//! end may use, before anybody has authenticated it:
+//!
+//! - A listener answers nothing, ever. A stream that sends no whole frame in time, leaves one unfinished, or sends what is
+//!   no frame, is closed without a byte.
+//! - A stream's receive buffer grows with bytes that have arrived, not with lengths that were announced.
+//! - What waits for a slow far end is bounded; above the bound whole messages are dropped and counted, as a network would.
+//! - Each turn takes one batch from each door, so that none starves the others.
+//!
+//! The clock is the caller's: [`Doors::wait`] takes the time and starts every deadline that came up since the last wait.
+//! So a deadline is late by the length of one turn at most, and never early.
+
+mod deadlines;
+mod stream;
+mod udp;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
+
+use rustix::event::EventfdFlags;
+use rustix::event::Timespec;
+use rustix::event::epoll;
+use rustix::event::epoll::EventFlags;
+use rustix::event::eventfd;
+use rustix::net::SocketFlags;
+use socket2::Domain;
+use socket2::Protocol;
+use socket2::Socket;
+use socket2::Type;
+
+use self::deadlines::Deadlines;
+use self::stream::Gone;
+use self::stream::Stream;
+use self::stream::Turn;
+use self::udp::TooBig;
+use self::udp::UdpDoor;
+use crate::base::id::SocketId;
+use crate::base::id::StreamId;
+use crate::base::transmit::Outbox;
+use crate::base::transmit::STREAM_HEADROOM;
+use crate::base::transmit::StreamEvent;
+use crate::base::transmit::Via;
+use crate::sys::batch::RecvBatch;
+use crate::sys::batch::SendBatch;
+use crate::wire::frame;
+
+/// Accepted streams at a time, unless [`Doors::set_accepted_max`] says otherwise.
+pub const ACCEPTED_MAX: usize = 4096;
+/// Streams accepted per turn and listener.
+const ACCEPT_TURN: usize = 64;
+/// How long listeners rest when the process has no descriptor left. Reason: they would be ready again at once, forever.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// Connections that may wait in the kernel for [`Doors::wait`].
+const BACKLOG: i32 = 1024;
+/// Doors reported ready per turn; others follow in the next.
+const EVENTS: usize = 256;
+/// Accepted streams are numbered from here.
+const ACCEPTED_FROM: u32 = 1 << 31;
+
+/// Something came in.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A datagram.
+    Datagram {
+        /// The socket.
+        via: Via,
+        /// Its source, IPv4-mapped addresses made plain.
+        from: SocketAddr,
+        /// Its bytes, writable so that they can be opened in place.
+        bytes: &'a mut [u8],
+    },
+    /// A listener accepted a stream; `Opened` does not follow.
+    Accepted {
+        /// Numbered by the doors, from the top half of the range (bit 31 set).
+        id: StreamId,
+        /// Far end.
+        from: SocketAddr,
+        /// Near end.
+        to: SocketAddr,
+    },
+    /// Something happened to a stream.
+    Stream {
+        /// Which.
+        id: StreamId,
+        /// What.
+        event: StreamEvent<'a>,
+    },
+    /// The device can be read.
+    Device,
+    /// Somebody called [`Waker::wake`].
+    Woken,
+}
+
+/// Wakes a thread that waits in [`Doors::wait`]; cheap to clone, safe to send.
+#[derive(Clone, Debug)]
+pub struct Waker(Arc<OwnedFd>);
+
+impl Waker {
+    /// Makes the wait return, or the next one if nobody waits now. Several calls may make one [`Event::Woken`].
+    pub fn wake(&self) {
+        // Refused only if 2^64 calls are pending, and then the thread wakes up anyway.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+}
+
+/// What the doors have done since they were made.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Counters {
+    /// Datagrams received.
+    pub datagrams_in: u64,
+    /// Datagrams that the kernel took.
+    pub datagrams_out: u64,
+    /// Datagrams that the kernel refused; they are lost.
+    pub datagrams_refused: u64,
+    /// Among these, larger than the device on their way out takes.
+    pub too_big: u64,
+    /// Frames received on streams.
+    pub frames_in: u64,
+    /// Frames sent or queued on streams.
+    pub frames_out: u64,
+    /// Messages for streams that were dropped: a slow far end, no such stream, longer than a frame can be.
+    pub stream_messages_dropped: u64,
+    /// Streams accepted.
+    pub accepted: u64,
+    /// Streams closed at once because there were too many already.
+    pub accept_refused: u64,
+    /// Streams closed because they sent what is no frame.
+    pub bad_frames: u64,
+    /// Streams closed because they sent no first frame, or did not finish one, in time.
+    pub silent_streams: u64,
+}
+
+/// The doors of one data thread.
+pub struct Doors {
+    epoll: OwnedFd,
+    waker: Waker,
+    udp: BTreeMap<SocketId, UdpDoor>,
+    recv: RecvBatch,
+    send: SendBatch,
+    too_big: TooBig,
+    listeners: Vec<Socket>,
+    /// Listeners rest; until when, once the next wait has told the time.
+    pause: Option<Option<Instant>>,
+    streams: BTreeMap<StreamId, Stream>,
+    accepted_max: usize,
+    accepted_now: usize,
+    next_accepted: u32,
+    deadlines: Deadlines,
+    /// Streams that hold whole frames already, for the next turn.
+    unread: Vec<StreamId>,
+    /// Streams that ended outside of a wait, for the next one to tell.
+    ended: Vec<(StreamId, String)>,
+    counters: Counters,
+}
+
+impl Doors {
+    /// No door yet but the waker's.
+    ///
+    /// # Errors
+    /// When the kernel gives no more descriptors.
+    pub fn new() -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let waker = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        epoll::add(&epoll, &waker, Door::Waker.data(), EventFlags::IN)?;
+        Ok(Self {
+            epoll,
+            waker: Waker(Arc::new(waker)),
+            udp: BTreeMap::new(),
+            recv: RecvBatch::new(),
+            send: SendBatch::new(),
+            too_big: TooBig::new(),
+            listeners: Vec::new(),
+            pause: None,
+            streams: BTreeMap::new(),
+            accepted_max: ACCEPTED_MAX,
+            accepted_now: 0,
+            next_accepted: ACCEPTED_FROM,
+            deadlines: Deadlines::default(),
+            unread: Vec::new(),
+            ended: Vec::new(),
+            counters: Counters::default(),
+        })
+    }
+
+    /// A handle that wakes this thread.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    /// Opens UDP socket `id`, in place of the one that had this id (which is closed first, so that its port can be had
+    /// again); answers the address that it got.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub fn bind_udp(&mut self, id: SocketId, addr: SocketAddr) -> io::Result<SocketAddr> {
+        self.udp.remove(&id);
+        let door = UdpDoor::open(addr)?;
+        epoll::add(&self.epoll, &door, Door::Udp(id).data(), EventFlags::IN)?;
+        let local = door.local;
+        self.udp.insert(id, door);
+        Ok(local)
+    }
+
+    /// The address that UDP socket `id` got.
+    #[must_use]
+    pub fn udp_address(&self, id: SocketId) -> Option<SocketAddr> {
+        self.udp.get(&id).map(|door| door.local)
+    }
+
+    /// What the kernel granted UDP socket `id`: bytes of receive buffer and of send buffer. Less than 4 MiB means that
+    /// `net.core.rmem_max` or `wmem_max` is lower and that the process has no CAP_NET_ADMIN.
+    #[must_use]
+    pub fn udp_buffers(&self, id: SocketId) -> Option<(usize, usize)> {
+        self.udp.get(&id).map(|door| door.buffers)
+    }
+
+    /// Listens for streams; answers the address that it got.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub fn listen(&mut self, addr: SocketAddr) -> io::Result<SocketAddr> {
+        let kind = Type::STREAM.nonblocking();
+        let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
+        stream::tune(&socket)?;
+        if addr.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&addr.into())?;
+        socket.listen(BACKLOG)?;
+        let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let door = Door::Listener(u32::try_from(self.listeners.len()).unwrap_or(u32::MAX));
+        epoll::add(&self.epoll, &socket, door.data(), EventFlags::IN)?;
+        self.listeners.push(socket);
+        Ok(local)
+    }
+
+    /// How many accepted streams there may be at a time.
+    pub fn set_accepted_max(&mut self, max: usize) {
+        self.accepted_max = max;
+    }
+
+    /// Begins to open a stream; `Opened` or `Closed` follows. An older stream of this id is closed.
+    pub fn connect(&mut self, id: StreamId, to: SocketAddr) {
+        self.close(id);
+        let begun = Stream::connect(to).and_then(|stream| {
+            epoll::add(&self.epoll, &stream, Door::Stream(id).data(), EventFlags::OUT)?;
+            Ok(stream)
+        });
+        match begun {
+            Ok(stream) => {
+                self.streams.insert(id, stream);
+                self.deadlines.start(id);
+            }
+            Err(e) => self.ended.push((id, format!("cannot connect: {e}"))),
+        }
+    }
+
+    /// Closes a stream; nothing follows. What was queued for it is lost.
+    pub fn close(&mut self, id: StreamId) {
+        self.forget(id);
+        self.ended.retain(|(ended, _)| *ended != id);
+    }
+
+    /// Adds the TUN device to the wait: readable gives [`Event::Device`]. It leaves by itself when it is closed.
+    ///
+    /// # Errors
+    /// When epoll refuses it.
+    pub fn watch_device(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, fd, Door::Device.data(), EventFlags::IN)?)
+    }
+
+    /// Sends everything and empties the outbox. Datagrams that the kernel refuses are dropped and counted; a stream whose
+    /// buffer is over its bound drops the message (never the middle of one). A stream that is still connecting queues.
+    pub fn send(&mut self, outbox: &mut Outbox) {
+        write_frame_headers(outbox);
+        let mut sends = outbox.sends();
+        while let Some(first) = sends.first() {
+            let same = sends.iter().take_while(|message| message.via == first.via).count();
+            let (run, later) = sends.split_at(same);
+            sends = later;
+            match first.via {
+                Via::Udp(id) => match self.udp.get(&id) {
+                    Some(door) => {
+                        door.send(outbox, run, &mut self.send, &mut self.counters, &mut self.too_big);
+                    }
+                    None => self.counters.datagrams_refused += run.len() as u64,
+                },
+                Via::Stream(id) => {
+                    let Some(stream) = self.streams.get_mut(&id) else {
+                        self.counters.stream_messages_dropped += run.len() as u64;
+                        continue;
+                    };
+                    let wanted = stream.wants_to_write();
+                    match stream.send(outbox, run, &mut self.counters) {
+                        Ok(()) if wanted == stream.wants_to_write() => {}
+                        Ok(()) => watch(&self.epoll, id, stream),
+                        Err(gone) => self.end_later(id, gone),
+                    }
+                }
+            }
+        }
+        outbox.clear();
+    }
+
+    /// What the doors have done.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Destinations for which a datagram was too large for the device on the way out, since the last call, each with the
+    /// smallest size that was refused.
+    #[must_use]
+    pub fn take_too_big(&mut self) -> Vec<(SocketAddr, usize)> {
+        std::mem::take(&mut self.too_big).into_iter().collect()
+    }
+
+    /// Waits for events or for `timeout`, then hands out what is there: at most one batch per door, so that no door
+    /// starves the others. A door with more to give is ready again at once.
+    ///
+    /// `now` is the time at the call: the streams' own deadlines (connect, first frame, unfinished frame) are kept on
+    /// it. Returns early, with nothing, when one of them comes due: call again with the new time.
+    ///
+    /// # Errors
+    /// Only when the wait itself fails: a bug.
+    pub fn wait(
+        &mut self,
+        now: Instant,
+        timeout: Option<Duration>,
+        on: &mut dyn FnMut(Event<'_>),
+    ) -> io::Result<()> {
+        self.keep_deadlines(now);
+        let ended = std::mem::take(&mut self.ended);
+        let unread = std::mem::take(&mut self.unread);
+        // Whoever was told something wants to act on it before anybody sleeps.
+        let told = !ended.is_empty() || !unread.is_empty();
+        for (id, why) in ended {
+            on(Event::Stream { id, event: StreamEvent::Closed(why) });
+        }
+        for id in &unread {
+            self.read_stream(*id, on);
+        }
+
+        let until_due = self.next_deadline().map(|at| at.saturating_duration_since(now));
+        let timeout = match (timeout, until_due) {
+            _ if told => Some(Duration::ZERO),
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let timeout = timeout.map(Timespec::try_from).transpose().unwrap_or_default();
+        let mut room = [const { MaybeUninit::<epoll::Event>::uninit() }; EVENTS];
+        let ready = match epoll::wait(&self.epoll, &mut room, timeout.as_ref()) {
+            Ok((ready, _)) => &*ready,
+            Err(rustix::io::Errno::INTR) => &[],
+            Err(e) => return Err(e.into()),
+        };
+        for event in ready {
+            match Door::from_data(event.data) {
+                Some(Door::Waker) => {
+                    let _ = rustix::io::read(&self.waker.0, &mut [0; 8]);
+                    on(Event::Woken);
+                }
+                Some(Door::Udp(id)) => self.read_udp(id, on),
+                Some(Door::Stream(id)) => {
+                    let flags = event.flags;
+                    self.on_stream_ready(id, flags, &unread, on);
+                }
+                Some(Door::Listener(index)) => self.accept(index, on),
+                Some(Door::Device) => on(Event::Device),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let resume = self.pause.flatten();
+        self.deadlines.next().into_iter().chain(resume).min()
+    }
+
+    /// Starts the clocks that came up since the last wait, and acts on those that have run out.
+    fn keep_deadlines(&mut self, now: Instant) {
+        match self.pause {
+            Some(None) => self.pause = Some(Some(now + ACCEPT_PAUSE)),
+            Some(Some(at)) if at <= now => self.pause_listeners(false),
+            Some(Some(_)) | None => {}
+        }
+        for id in self.deadlines.take_due(now) {
+            let Some(stream) = self.streams.get(&id) else { continue };
+            match stream.check_limit(&mut self.counters) {
+                Ok(()) => self.deadlines.start(id),
+                Err(gone) => self.end_later(id, gone),
+            }
+        }
+        for id in self.deadlines.take_fresh() {
+            if let Some(limit) = self.streams.get_mut(&id).and_then(Stream::limit) {
+                self.deadlines.set(id, now + limit);
+            }
+        }
+    }
+
+    fn read_udp(&mut self, id: SocketId, on: &mut dyn FnMut(Event<'_>)) {
+        let Some(door) = self.udp.get(&id) else { return };
+        // An error here is an old one of the socket, told once and gone: datagrams that wait are told in the next turn.
+        let Ok(count) = self.recv.recv(door.as_fd()) else { return };
+        self.counters.datagrams_in += count as u64;
+        for (from, bytes) in self.recv.datagrams() {
+            on(Event::Datagram { via: Via::Udp(id), from, bytes });
+        }
+    }
+
+    fn on_stream_ready(
+        &mut self,
+        id: StreamId,
+        flags: EventFlags,
+        served: &[StreamId],
+        on: &mut dyn FnMut(Event<'_>),
+    ) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.is_connecting() {
+            match stream.finish_connect() {
+                Ok(()) => {
+                    self.deadlines.stop(id);
+                    on(Event::Stream { id, event: StreamEvent::Opened });
+                }
+                Err(gone) => return self.end(id, gone, on),
+            }
+        }
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if flags.contains(EventFlags::OUT) {
+            match stream.flush() {
+                Ok(()) if stream.wants_to_write() => {}
+                Ok(()) => watch(&self.epoll, id, stream),
+                Err(gone) => return self.end(id, gone, on),
+            }
+        }
+        if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) && !served.contains(&id) {
+            self.read_stream(id, on);
+        }
+    }
+
+    fn read_stream(&mut self, id: StreamId, on: &mut dyn FnMut(Event<'_>)) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let turn = stream.read(&mut self.counters, |frame| {
+            on(Event::Stream { id, event: StreamEvent::Frame(frame) });
+        });
+        match turn {
+            Ok(Turn::Drained) if stream.is_unfinished() => self.deadlines.start(id),
+            Ok(Turn::Drained) => {}
+            Ok(Turn::More) => self.unread.push(id),
+            Err(gone) => self.end(id, gone, on),
+        }
+    }
+
+    fn accept(&mut self, index: u32, on: &mut dyn FnMut(Event<'_>)) {
+        for _ in 0..ACCEPT_TURN {
+            let Some(listener) = usize::try_from(index).ok().and_then(|at| self.listeners.get(at)) else {
+                return;
+            };
+            match rustix::net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
+                Ok(_) if self.accepted_now >= self.accepted_max => self.counters.accept_refused += 1,
+                // An error about one stream (it is gone already) is no reason to look away from the others.
+                Ok(fd) => {
+                    let _ = self.take_in(Socket::from(fd), on);
+                }
+                Err(rustix::io::Errno::AGAIN) => return,
+                Err(
+                    rustix::io::Errno::MFILE
+                    | rustix::io::Errno::NFILE
+                    | rustix::io::Errno::NOBUFS
+                    | rustix::io::Errno::NOMEM,
+                ) => return self.pause_listeners(true),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn take_in(&mut self, socket: Socket, on: &mut dyn FnMut(Event<'_>)) -> io::Result<()> {
+        let from = socket.peer_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let to = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let id = self.free_accepted_id();
+        let stream = Stream::accepted(socket);
+        epoll::add(&self.epoll, &stream, Door::Stream(id).data(), EventFlags::IN)?;
+        self.streams.insert(id, stream);
+        self.deadlines.start(id);
+        self.accepted_now += 1;
+        self.counters.accepted += 1;
+        on(Event::Accepted { id, from, to });
+        Ok(())
+    }
+
+    fn free_accepted_id(&mut self) -> StreamId {
+        loop {
+            let id = StreamId(self.next_accepted);
+            self.next_accepted = self.next_accepted.wrapping_add(1) | ACCEPTED_FROM;
+            if !self.streams.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    fn pause_listeners(&mut self, pause: bool) {
+        self.pause = pause.then_some(None);
+        let interest = if pause { EventFlags::empty() } else { EventFlags::IN };
+        for (index, listener) in (0..).zip(&self.listeners) {
+            let changed = epoll::modify(&self.epoll, listener, Door::Listener(index).data(), interest);
+            debug_assert!(changed.is_ok(), "the listener was added when it was made");
+        }
+    }
+
+    /// Ends a stream; the wait will tell.
+    fn end_later(&mut self, id: StreamId, Gone(why): Gone) {
+        self.forget(id);
+        self.ended.push((id, why));
+    }
+
+    /// Ends a stream and tells it.
+    fn end(&mut self, id: StreamId, Gone(why): Gone, on: &mut dyn FnMut(Event<'_>)) {
+        self.forget(id);
+        on(Event::Stream { id, event: StreamEvent::Closed(why) });
+    }
+
+    fn forget(&mut self, id: StreamId) {
+        if self.streams.remove(&id).is_some_and(|stream| stream.is_accepted()) {
+            self.accepted_now -= 1;
+        }
+        self.deadlines.stop(id);
+        self.unread.retain(|unread| *unread != id);
+    }
+}
+
+impl fmt::Debug for Doors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = f.debug_struct("Doors");
+        out.field("udp", &self.udp).field("listeners", &self.listeners).field("counters", &self.counters);
+        out.finish_non_exhaustive()
+    }
+}
+
+/// Matches the kernel's interest in a stream with ours.
+fn watch(epoll: &OwnedFd, id: StreamId, stream: &Stream) {
+    let mut interest = EventFlags::IN;
+    interest.set(EventFlags::OUT, stream.wants_to_write());
+    let changed = epoll::modify(epoll, stream, Door::Stream(id).data(), interest);
+    debug_assert!(changed.is_ok(), "the stream was added when it was made");
+}
+
+/// Writes the frame header into the headroom of each message for a stream.
+fn write_frame_headers(outbox: &mut Outbox) {
+    for index in 0..outbox.sends().len() {
+        let Some(message) = outbox.sends().get(index) else { return };
+        if !matches!(message.via, Via::Stream(_)) {
+            continue;
+        }
+        let (start, len) = (message.range.start, message.range.len());
+        let headroom =
+            start.checked_sub(STREAM_HEADROOM).and_then(|from| outbox.arena_mut().get_mut(from..start));
+        if let (Some(header), Some(headroom)) = (frame::header(len), headroom) {
+            headroom.copy_from_slice(&header);
+        }
+    }
+}
+
+/// What a descriptor in epoll is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Door {
+    Waker,
+    Device,
+    Udp(SocketId),
+    Stream(StreamId),
+    Listener(u32),
+}
+
+impl Door {
+    fn data(self) -> epoll::EventData {
+        let (kind, number): (u64, u32) = match self {
+            Self::Waker => (0, 0),
+            Self::Device => (1, 0),
+            Self::Udp(SocketId(id)) => (2, u32::from(id)),
+            Self::Stream(StreamId(id)) => (3, id),
+            Self::Listener(index) => (4, index),
+        };
+        epoll::EventData::new_u64(kind << 32 | u64::from(number))
+    }
+
+    fn from_data(data: epoll::EventData) -> Option<Self> {
+        let (kind, number) = (data.u64() >> 32, u32::try_from(data.u64() & u64::from(u32::MAX)).ok()?);
+        match kind {
+            0 => Some(Self::Waker),
+            1 => Some(Self::Device),
+            2 => Some(Self::Udp(SocketId(u16::try_from(number).ok()?))),
+            3 => Some(Self::Stream(StreamId(number))),
+            4 => Some(Self::Listener(number)),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
