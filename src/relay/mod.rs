@@ -18,6 +18,8 @@
 
 pub mod client;
 pub mod server;
+#[cfg(test)]
+mod server_tests;
 mod sources;
 mod table;
 #[cfg(test)]
