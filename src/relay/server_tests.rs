@@ -59,7 +59,11 @@ fn whatever_is_wrong_with_a_bind_nothing_is_answered_and_others_are_unharmed() {
     type Change = fn(&mut Net) -> Vec<u8>;
     type Counter = fn(&Stats) -> u64;
     let cases: [(&str, Change, Counter); 12] = [
-        ("no token", |net| request(&[stun::Attribute::Timestamp(net.now.unix.micros())], &[1; 32]), |s| s.garbage),
+        (
+            "no token",
+            |net| request(&[stun::Attribute::Timestamp(net.now.unix.micros())], &[1; 32]),
+            |s| s.garbage,
+        ),
         (
             "no time",
             |net| {
@@ -176,7 +180,8 @@ fn garbage_of_any_kind_and_size_is_only_counted() {
         }
     }
     let stats = net.relay.stats();
-    let dropped = stats.garbage + stats.forged + stats.expired + stats.replayed + stats.limited + stats.unbound;
+    let dropped =
+        stats.garbage + stats.forged + stats.expired + stats.replayed + stats.limited + stats.unbound;
     assert_eq!(dropped, pieces.len() as u64, "{stats:?}");
     assert_eq!(net.say(&a, b"x"), [(b, b"x".to_vec())]);
 }
