@@ -64,7 +64,12 @@ impl Authority {
     /// will be, for as long as the network lives.
     #[must_use]
     pub fn create(network: &NetworkName, prefix: Ipv4Network, now: UnixTime) -> Self {
-        let key = SigningKey::generate();
+        Self::create_with(SigningKey::generate(), network, prefix, now)
+    }
+
+    /// The same with a key that exists already. The certificate is new, so the network is another one than before.
+    #[must_use]
+    pub fn create_with(key: SigningKey, network: &NetworkName, prefix: Ipv4Network, now: UnixTime) -> Self {
         let (not_before, not_after) = validity(now, CA_LIFETIME);
         let mut params = params(network.as_str(), Serial::generate(), not_before, not_after);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
