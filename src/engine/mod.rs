@@ -1,5 +1,10 @@
 //! Floor: engine.
 
 pub mod cleanup;
+pub mod clock;
+pub mod dial;
+pub mod framed;
+pub mod link;
 pub mod serve;
+pub mod tls;
 pub mod up;
