@@ -449,7 +449,7 @@ mod tests {
 
     fn session() -> Session {
         let now = clock::now();
-        let ca = Authority::create(&"home".parse().unwrap(), now.unix);
+        let ca = Authority::create(&"home".parse().unwrap(), "10.77.0.0/16".parse().unwrap(), now.unix);
         let (key, wg) = (SigningKey::generate(), WgSecret::generate());
         let subject = Subject {
             uri: MemberUri { network: ca.anchor().network.clone(), name: "anna".parse().unwrap() },
