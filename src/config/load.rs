@@ -4,10 +4,13 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::path::PathBuf;
 
 use super::exit::Failure;
 use super::file;
 use super::settings::DEFAULT_CONFIG;
+use super::settings::DEFAULT_CONTROL;
+use super::settings::DEFAULT_STATE_DIR;
 use super::settings::Overrides;
 use super::settings::Secret;
 use super::settings::Settings;
@@ -17,11 +20,20 @@ use crate::wire::enroll::Invite;
 /// Larger is not a configuration, bytes.
 const MAX_FILE: u64 = 1 << 20;
 
+/// The settings, and what is odd about how they are kept.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The settings.
+    pub settings: Settings,
+    /// For the log, once there is one.
+    pub warnings: Vec<String>,
+}
+
 /// Reads and checks the configuration; without `path`, the default file, and if that is missing, the defaults.
 ///
 /// # Errors
 /// A [`Failure`] with the file's name, line and column.
-pub fn load(path: Option<&Path>, over: Overrides) -> anyhow::Result<Settings> {
+pub fn load(path: Option<&Path>, over: Overrides) -> anyhow::Result<Loaded> {
     let (path, must_exist) = path.map_or((Path::new(DEFAULT_CONFIG), false), |path| (path, true));
     let text = match fs::metadata(path) {
         Ok(meta) if meta.len() > MAX_FILE => {
@@ -37,42 +49,68 @@ pub fn load(path: Option<&Path>, over: Overrides) -> anyhow::Result<Settings> {
     };
     let in_file = |error| Failure::config(format!("{}: {error}", path.display()));
     let parsed = file::parse(&text).map_err(in_file)?;
-    let settings =
-        Settings::build(&parsed, over, &Surroundings { hostname: &hostname(), read: &read_secret })
-            .map_err(in_file)?;
+    let around = Surroundings { hostname: &hostname(), read: &read_secret };
+    let settings = Settings::build(&parsed, over, &around).map_err(in_file)?;
     let holds_secret = parsed.file.member.join.as_deref().is_some_and(|join| !join.starts_with("file:"))
         || parsed.file.wireguard_peer.iter().any(|peer| peer.preshared_key.is_some());
+    let mut warnings = Vec::new();
     if holds_secret && is_exposed(path) {
-        tracing::warn!(file = %path.display(), "holds a secret and others can read it: chmod 600, or keep the secret in a file of its own");
+        warnings.push(format!(
+            "{} holds a secret and others can read it: chmod 600 it, or keep the secret in a file of its own",
+            path.display()
+        ));
     }
-    Ok(settings)
+    Ok(Loaded { settings, warnings })
 }
 
-/// The invite that the settings name, read and checked. `enrolled` members do not need it any more, so that a spent
-/// token, or a file that is gone, does not keep them from starting.
+/// Control socket and state directory of the instance that this machine's configuration describes, for commands that
+/// were not told; whoever may not read it, or finds it broken, gets the defaults.
+#[must_use]
+pub fn usual_places() -> Places {
+    let path = std::env::var_os("NTCP_CONFIG").map(PathBuf::from);
+    let loaded = load(path.as_deref(), Overrides::default());
+    match loaded {
+        Ok(Loaded { settings, .. }) => Places { control: settings.control, state_dir: settings.state_dir },
+        Err(_) => Places { control: DEFAULT_CONTROL.into(), state_dir: DEFAULT_STATE_DIR.into() },
+    }
+}
+
+/// Where an instance lives.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Places {
+    /// Its control socket.
+    pub control: PathBuf,
+    /// Its state directory.
+    pub state_dir: PathBuf,
+}
+
+/// The invite that the settings name, read and checked. A member that has its certificate starts without it, so its
+/// file may be gone by then.
 ///
 /// # Errors
 /// A [`Failure`] when the token cannot be read or is none.
-pub fn invite(settings: &Settings, enrolled: bool) -> anyhow::Result<Option<Invite>> {
-    let Some(secret) = &settings.member.join else { return Ok(None) };
-    match read_invite(secret) {
-        Ok(invite) => Ok(Some(invite)),
-        Err(_) if enrolled => Ok(None),
-        Err(failure) => Err(failure.into()),
-    }
+pub fn invite(settings: &Settings) -> anyhow::Result<Option<Invite>> {
+    let text = match &settings.member.join {
+        None => return Ok(None),
+        Some(Secret::Text(text)) => text.clone(),
+        Some(Secret::File(path)) => match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound && is_enrolled(settings) => return Ok(None),
+            Err(error) => {
+                return Err(Failure::config(format!("the join token in {}: {error}", path.display())).into());
+            }
+        },
+    };
+    let invite = Invite::from_text(&text).map_err(|error| {
+        Failure::config(format!(
+            "this is not a join token ({error}): copy the whole token that `ntcp-overlay invite` printed, or make a new one"
+        ))
+    })?;
+    Ok(Some(invite))
 }
 
-fn read_invite(secret: &Secret) -> Result<Invite, Failure> {
-    let text = match secret {
-        Secret::Text(text) => text.clone(),
-        Secret::File(path) => fs::read_to_string(path)
-            .map_err(|error| Failure::config(format!("the join token in {}: {error}", path.display())))?,
-    };
-    Invite::from_text(&text).map_err(|error| {
-        Failure::config(format!(
-            "this is not a join token ({error}): paste the whole line that `ntcp-overlay invite` printed, or make a new one with it"
-        ))
-    })
+fn is_enrolled(settings: &Settings) -> bool {
+    settings.state_dir.join("member/identity.crt").exists()
 }
 
 /// What the machine calls itself; empty if it does not say.

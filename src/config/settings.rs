@@ -113,7 +113,7 @@ pub struct Network {
 pub struct Member {
     /// This member's name, wanted or given.
     pub name: MemberName,
-    /// The invite, if there is one; see [`super::load::invite`].
+    /// The invite, if there is one; read by [`super::load::invite`].
     pub join: Option<Secret>,
     /// Instead of those that the invite names.
     pub brokers: Vec<BrokerAddr>,

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -85,6 +86,11 @@ impl ControlServer {
                 "another ntcp-overlay answers at {shown}: stop it with `ntcp-overlay down`, or give this one its own --control and --state-dir"
             );
         }
+        let stranger = fs::symlink_metadata(path).is_ok_and(|meta| !meta.file_type().is_socket());
+        anyhow::ensure!(
+            !stranger,
+            "{shown} is in the way of the control socket and is none: remove it, or choose another --control"
+        );
         if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty() && !dir.exists()) {
             let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(dir);
             made.with_context(|| format!("making {} for the control socket", dir.display()))?;

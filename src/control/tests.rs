@@ -147,3 +147,13 @@ fn only_root_and_the_daemons_user_may_change_something() {
         assert_eq!(Asker { uid }.may(&request, daemon), may, "{uid} {daemon} {request:?}");
     }
 }
+
+#[test]
+fn a_file_that_is_no_socket_is_never_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("important");
+    fs::write(&file, "data").unwrap();
+    let error = ControlServer::bind(&file).unwrap_err().to_string();
+    assert!(error.contains("in the way"), "{error}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "data");
+}
