@@ -5,6 +5,7 @@ pub mod clock;
 pub mod dial;
 pub mod framed;
 pub mod link;
+pub mod relay;
 pub mod serve;
 pub mod tls;
 pub mod up;

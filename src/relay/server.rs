@@ -172,7 +172,14 @@ impl Relay {
         Stats { sessions: self.table.sessions(), streams: self.table.streams(), ..self.stats }
     }
 
-    /// Takes in a datagram or a frame.
+    /// Takes in a frame of a stream that was accepted.
+    pub fn handle_frame(&mut self, id: StreamId, bytes: &[u8], now: Now, out: &mut Outbox) {
+        if let Some(from) = self.table.far_end(id) {
+            self.handle_message(Via::Stream(id), from, bytes, now, out);
+        }
+    }
+
+    /// Takes in a datagram, or a frame whose sender the caller knows.
     pub fn handle_message(&mut self, via: Via, from: SocketAddr, bytes: &[u8], now: Now, out: &mut Outbox) {
         let door = Door { via, addr: canonical(from) };
         let done = match demux::kind(bytes) {

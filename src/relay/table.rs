@@ -264,6 +264,11 @@ impl Table {
         }
     }
 
+    /// The far end of a stream.
+    pub(super) fn far_end(&self, id: StreamId) -> Option<SocketAddr> {
+        self.streams.get(&id).map(|stream| stream.from)
+    }
+
     /// The pass on record for an end of a session.
     pub(super) fn pass(&self, session: RelaySession, end: End) -> Option<&Pass> {
         let slot = *self.by_id.get(&session)?;

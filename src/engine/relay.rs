@@ -1,0 +1,191 @@
+//! The relay's thread: moves bytes between its sockets and `relay::server`, copying them in user space.
+//!
+//! It runs apart from everything else, so that a busy relay delays no broker and no member in the same process, and the
+//! other way round. Commands come through a channel and a wake-up; figures go out through a shared copy.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use anyhow::Context as _;
+
+use crate::base::id::SocketId;
+use crate::base::transmit::Outbox;
+use crate::base::transmit::StreamEvent;
+use crate::engine::clock;
+use crate::identity::keys::WgSecret;
+use crate::io::doors::Doors;
+use crate::io::doors::Event;
+use crate::io::doors::Waker;
+use crate::relay::server::Config;
+use crate::relay::server::Relay;
+use crate::relay::server::Stats;
+
+/// What a relay needs to run.
+#[derive(Debug)]
+pub struct RelayConfig {
+    /// Addresses to serve, each over UDP and over TCP. Port 0: any port, the same for both.
+    pub listen: Vec<SocketAddr>,
+    /// The secret of the X25519 key in the relay's certificate.
+    pub secret: WgSecret,
+    /// Ed25519 keys of the brokers whose tokens are good here; more may follow.
+    pub broker_keys: Vec<[u8; 32]>,
+    /// What it gives at most.
+    pub limits: Config,
+}
+
+/// A relay that runs; it stops when this is dropped.
+#[derive(Debug)]
+pub struct Handle {
+    addrs: Vec<SocketAddr>,
+    commands: mpsc::Sender<Command>,
+    waker: Waker,
+    stats: Arc<Mutex<Stats>>,
+    thread: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+#[derive(Debug)]
+enum Command {
+    AuthoriseBroker([u8; 32]),
+    Stop,
+}
+
+/// The relay role.
+#[derive(Debug)]
+pub struct RelayServer;
+
+impl RelayServer {
+    /// Opens the sockets and starts the thread.
+    ///
+    /// # Errors
+    /// When there is no address to serve, or one of them cannot be had.
+    pub fn start(config: RelayConfig) -> anyhow::Result<Handle> {
+        anyhow::ensure!(
+            !config.listen.is_empty(),
+            "the relay has no address to listen on: set `relay.listen`"
+        );
+        let mut doors = Doors::new().context("the relay's sockets cannot be opened")?;
+        doors.set_accepted_max(config.limits.max_streams);
+        let mut addrs = Vec::new();
+        for (id, addr) in (0..).zip(config.listen) {
+            let hint =
+                || format!("the relay cannot listen on {addr}: is the port taken, or the address not here?");
+            let local = doors.bind_udp(SocketId(id), addr).with_context(hint)?;
+            doors.listen(local).with_context(hint)?;
+            addrs.push(local);
+        }
+        let mut relay = Relay::new(config.limits, config.secret, clock::seed(), clock::now());
+        config.broker_keys.into_iter().for_each(|key| relay.authorise_broker(key));
+
+        let (commands, inbox) = mpsc::channel();
+        let (waker, stats) = (doors.waker(), Arc::new(Mutex::new(Stats::default())));
+        let shared = Arc::clone(&stats);
+        let work = move || {
+            let result = run(doors, relay, &inbox, &shared);
+            if let Err(why) = &result {
+                tracing::error!(error = format!("{why:#}"), "the relay has stopped");
+            }
+            result
+        };
+        let thread = std::thread::Builder::new().name("relay".to_owned()).spawn(work)?;
+        tracing::info!(?addrs, "relay listens");
+        Ok(Handle { addrs, commands, waker, stats, thread: Some(thread) })
+    }
+}
+
+impl Handle {
+    /// The addresses that are served, over UDP and over TCP.
+    #[must_use]
+    pub fn addrs(&self) -> &[SocketAddr] {
+        &self.addrs
+    }
+
+    /// From now on, tokens signed by this Ed25519 key (of a broker's certificate) open sessions.
+    pub fn authorise_broker(&self, key: [u8; 32]) {
+        self.command(Command::AuthoriseBroker(key));
+    }
+
+    /// What was done so far, as of the last turn of the relay's loop.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the thread is alive; if not, [`Handle::shutdown`] tells why.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Stops the thread and closes the sockets; members find out by themselves and ask their broker.
+    ///
+    /// # Errors
+    /// Why the thread had ended before.
+    pub fn shutdown(mut self) -> anyhow::Result<()> {
+        self.stop()
+    }
+
+    fn stop(&mut self) -> anyhow::Result<()> {
+        let Some(thread) = self.thread.take() else { return Ok(()) };
+        self.command(Command::Stop);
+        thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the relay's thread has panicked")))
+    }
+
+    fn command(&self, command: Command) {
+        // A thread that has ended takes no commands, and needs none.
+        if self.commands.send(command).is_ok() {
+            self.waker.wake();
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // The thread has logged its error itself.
+        let _ = self.stop();
+    }
+}
+
+fn run(
+    mut doors: Doors,
+    mut relay: Relay,
+    inbox: &mpsc::Receiver<Command>,
+    shared: &Mutex<Stats>,
+) -> anyhow::Result<()> {
+    let mut out = Outbox::default();
+    let mut now = clock::now();
+    loop {
+        let timeout = relay.poll_timeout().map(|at| at.saturating_duration_since(now.instant));
+        let mut fresh = None;
+        let mut on = |event: Event<'_>| {
+            let now = *fresh.get_or_insert_with(clock::now);
+            match event {
+                Event::Datagram { via, from, bytes } => relay.handle_message(via, from, bytes, now, &mut out),
+                Event::Accepted { id, from, .. } => relay.handle_stream_accepted(id, from, now),
+                Event::Stream { id, event } => match event {
+                    StreamEvent::Opened => {}
+                    StreamEvent::Frame(bytes) => relay.handle_frame(id, bytes, now, &mut out),
+                    StreamEvent::Closed(_) => relay.handle_stream_closed(id),
+                },
+                Event::Device | Event::Woken => {}
+            }
+        };
+        doors.wait(now.instant, timeout, &mut on).context("waiting for the relay's sockets failed")?;
+        now = fresh.unwrap_or_else(clock::now);
+        while let Ok(command) = inbox.try_recv() {
+            match command {
+                Command::AuthoriseBroker(key) => relay.authorise_broker(key),
+                Command::Stop => return Ok(()),
+            }
+        }
+        relay.handle_timeout(now);
+        doors.send(&mut out);
+        while let Some(id) = relay.poll_close() {
+            doors.close(id);
+        }
+        *shared.lock().unwrap_or_else(PoisonError::into_inner) = relay.stats();
+    }
+}
