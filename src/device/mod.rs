@@ -1,67 +1,166 @@
-//! Floor 3, acting: the TUN device.
+//! Floor 3, acting: the TUN device, through which the kernel hands us packets for the overlay and takes those from it.
+//!
+//! One type, [`Tun`], over one of several backends. There is `plain`: one packet a call, no offload, on every kernel that
+//! has TUN at all. Whatever backend serves, the device is non-blocking, belongs to the process, and vanishes together with
+//! its addresses and routes when the [`Tun`] is dropped or the process dies, so there is nothing to clean up. Addresses and
+//! routes are not this module's business: see [`crate::io::netlink`].
+
+mod plain;
 
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 
-/// Why there is no device.
+use self::plain::Plain;
+
+/// The name asked for if the user has no wish: the kernel puts the first free number in place of `%d`.
+pub const DEFAULT_NAME: &str = "ntcp%d";
+/// Longest name of an interface, bytes (`IFNAMSIZ` without its final zero).
+const NAME_MAX: usize = 15;
+
+/// Why there is no device. Each text says what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// `/dev/net/tun` is missing.
-    #[error("no /dev/net/tun")]
+    /// `/dev/net/tun` does not exist, or nothing stands behind it.
+    #[error(
+        "this kernel offers no TUN device (/dev/net/tun): run `modprobe tun` as root; in a container, start it with \
+         `--device /dev/net/tun --cap-add NET_ADMIN`"
+    )]
     Missing,
-    /// Not allowed.
-    #[error("not permitted")]
+    /// The process may not create a device.
+    #[error(
+        "not permitted to create a TUN device: run as root (sudo), or give the process CAP_NET_ADMIN; in a container, \
+         start it with `--device /dev/net/tun --cap-add NET_ADMIN`"
+    )]
     NotPermitted,
-    /// The name is taken.
-    #[error("an interface named {0} exists already")]
+    /// Another interface has this name.
+    #[error(
+        "an interface named {0} exists already: is another instance running? Stop it, or choose another device name"
+    )]
     NameInUse(String),
+    /// No interface may have this name.
+    #[error(
+        "{0:?} cannot be the name of an interface: 1 to 15 printable ASCII characters without `/`, `:`, `%` and spaces"
+    )]
+    BadName(String),
     /// Something else.
-    #[error("cannot open a TUN device: {0}")]
+    #[error("cannot create a TUN device: {0}")]
     Other(#[source] io::Error),
 }
 
 /// A TUN device, non-blocking; it vanishes, with its addresses and routes, when dropped.
 #[derive(Debug)]
-pub struct Tun(std::fs::File);
+pub struct Tun(Backend);
+
+#[derive(Debug)]
+enum Backend {
+    Plain(Plain),
+}
 
 impl Tun {
-    /// Opens a device named `name`, or the first free of `ntcp0`, `ntcp1`, ...
+    /// Opens a device named `name`, or the first free of `ntcp0`, `ntcp1`, ... It is down and has no address yet.
     ///
     /// # Errors
     /// See [`OpenError`]: each says what to do.
     pub fn open(name: Option<&str>) -> Result<Self, OpenError> {
-        let _ = name;
-        Err(OpenError::Missing)
+        if let Some(name) = name
+            && !is_name(name)
+        {
+            return Err(OpenError::BadName(name.to_owned()));
+        }
+        match Plain::open(name.unwrap_or(DEFAULT_NAME)) {
+            Ok(plain) => Ok(Self(Backend::Plain(plain))),
+            Err(e) => Err(explain(e, name)),
+        }
     }
 
-    /// Reads one packet; `None` when there is none.
+    /// Reads one packet; `None` when there is none. A packet longer than `buffer` is cut: give it the MTU at least.
     ///
     /// # Errors
     /// When the device is gone.
     pub fn recv(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        let _ = buffer;
-        Ok(None)
+        match &self.0 {
+            Backend::Plain(plain) => plain.recv(buffer),
+        }
     }
 
-    /// Writes one packet; `false` when the device's queue is full and the packet is lost.
+    /// Writes one packet; `false` when the kernel has no room for it and the packet is lost.
     ///
     /// # Errors
-    /// When the device is gone or the packet is none.
+    /// When the device is gone or down, or when the packet is not IP.
     pub fn send(&self, packet: &[u8]) -> io::Result<bool> {
-        let _ = packet;
-        Ok(true)
+        match &self.0 {
+            Backend::Plain(plain) => plain.send(packet),
+        }
     }
 
     /// The name that the device got.
     #[must_use]
     pub fn name(&self) -> &str {
-        ""
+        match &self.0 {
+            Backend::Plain(plain) => plain.name(),
+        }
     }
 }
 
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        match &self.0 {
+            Backend::Plain(plain) => plain.as_fd(),
+        }
+    }
+}
+
+/// What the kernel takes as a name (`dev_valid_name`), without what it would read as a pattern, and only what a shell and
+/// a status table can show.
+fn is_name(name: &str) -> bool {
+    (1..=NAME_MAX).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte))
+}
+
+/// Turns the kernel's number into what the user can do.
+fn explain(error: io::Error, name: Option<&str>) -> OpenError {
+    match (error.raw_os_error(), name) {
+        (Some(libc::ENOENT | libc::ENODEV | libc::ENXIO), _) => OpenError::Missing,
+        (Some(libc::EPERM | libc::EACCES), _) => OpenError::NotPermitted,
+        // EBUSY: another process holds a TUN of this name. EINVAL: it is the name of something that is no TUN.
+        (Some(libc::EBUSY | libc::EINVAL | libc::EEXIST), Some(name)) => {
+            OpenError::NameInUse(name.to_owned())
+        }
+        _ => OpenError::Other(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_the_kernel_would_cut_or_fill_in_are_refused_before_it_sees_them() {
+        for bad in ["", "sixteen-letters-", "a b", "a/b", "ntcp%d", "a:1", ".", "..", "tün", "a\nb"] {
+            assert!(matches!(Tun::open(Some(bad)), Err(OpenError::BadName(name)) if name == bad), "{bad:?}");
+        }
+        for good in ["ntcp0", "fifteen-letters", "x", "vpn.1", "a_b"] {
+            assert!(is_name(good), "{good}");
+        }
+    }
+
+    #[test]
+    fn each_refusal_of_the_kernel_tells_the_user_what_to_do() {
+        let cases = [
+            (libc::ENOENT, Some("ntcp0"), "modprobe tun"),
+            (libc::ENODEV, None, "modprobe tun"),
+            (libc::EPERM, None, "CAP_NET_ADMIN"),
+            (libc::EACCES, Some("ntcp0"), "sudo"),
+            (libc::EBUSY, Some("ntcp0"), "an interface named ntcp0 exists already"),
+            (libc::EINVAL, Some("eth0"), "an interface named eth0 exists already"),
+            (libc::EMFILE, Some("ntcp0"), "cannot create a TUN device: Too many open files"),
+        ];
+        for (errno, name, words) in cases {
+            let text = explain(io::Error::from_raw_os_error(errno), name).to_string();
+            assert!(text.contains(words), "{errno}: {text}");
+        }
     }
 }
