@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::io::Seek;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -120,6 +122,30 @@ impl Drop for Lab {
     }
 }
 
+/// Runs one test's story in a lab of its own. Where no lab can be, a line that no harness hides says so and why.
+///
+/// # Panics
+/// If the story fails; the last lines of every program's log are printed then.
+pub fn test(story: impl FnOnce(&Lab) -> Result<()>) {
+    let name = thread::current().name().unwrap_or("a test").to_owned();
+    if let Some(problem) = tools::missing() {
+        say(&format!("NOT RUN: {name}: {problem}"));
+        return;
+    }
+    let lab = match Lab::new() {
+        Ok(lab) => lab,
+        Err(problem) => panic!("no lab: {problem:#}"),
+    };
+    if let Err(problem) = story(&lab) {
+        panic!("{problem:#}");
+    }
+}
+
+/// Says something to whoever runs the tests; harnesses hide only what `println!` and its like print.
+pub fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 /// Locks, also after another thread has panicked: the lab's state stays good enough to be removed.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -128,6 +154,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Removes labs whose owner is dead, and returns their ids.
 pub fn clean() -> Result<Vec<String>> {
     let mut removed = Vec::new();
+    // One cleaner at a time: two would trip over what the other has just removed.
+    let Ok(directory) = fs::File::open(LABS) else { return Ok(removed) };
+    directory.lock()?;
     for (id, owner) in labs()? {
         if !alive(&owner) {
             remove(&id)?;
@@ -244,8 +273,6 @@ fn remove(id: &str) -> Result<()> {
 }
 
 fn batch(mut command: Command, script: &str) -> Result<()> {
-    use std::io::Seek;
-    use std::io::Write;
     let mut input = tempfile::tempfile()?;
     input.write_all(script.as_bytes())?;
     input.rewind()?;

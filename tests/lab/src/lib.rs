@@ -18,9 +18,12 @@
 //! | [`nat`] | what a router does to packets, as nftables rules |
 //! | [`topology`] | an internet, sites behind routers, hosts |
 //! | [`probe`] | what a NAT does, seen from two plain sockets |
-//! | [`openssh`] [`product`] | programs under test |
+//! | [`openssh`] [`wireguard`] [`product`] | programs that run in a lab |
+//! | [`demo`] [`bench`] | what `make demo` and `make bench` show |
 //! | [`interrupt`] [`tools`] [`sys`] | Ctrl-C, what is installed, system calls |
 
+pub mod bench;
+pub mod demo;
 pub mod interrupt;
 pub mod lab;
 pub mod nat;
@@ -33,6 +36,7 @@ pub mod sys;
 pub mod tools;
 pub mod topology;
 pub mod wire;
+pub mod wireguard;
 
 pub use lab::Lab;
 pub use nat::Nat;

@@ -1,5 +1,6 @@
 //! The command `ntcp-lab`: clean up after killed labs, and the shows that need one.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use ntcp_lab::Lab;
 use ntcp_lab::Link;
 use ntcp_lab::Nat;
 use ntcp_lab::Site;
+use ntcp_lab::bench;
+use ntcp_lab::demo;
 use ntcp_lab::interrupt;
 use ntcp_lab::lab;
 use ntcp_lab::tools;
@@ -29,7 +32,19 @@ enum Word {
     Clean,
     /// Say in one line what the lab lacks on this machine
     Missing,
-    /// Build a small lab and keep it until interrupted; prints its id
+    /// Two machines behind NATs meet, in plain words (two minutes)
+    Demo {
+        /// The ntcp-overlay binary
+        #[arg(long)]
+        bin: PathBuf,
+    },
+    /// One TCP stream: bare, through wireguard-go, through the overlay
+    Bench {
+        /// The ntcp-overlay binary
+        #[arg(long)]
+        bin: PathBuf,
+    },
+    /// Build a small lab and keep it until interrupted; prints its id and the id of a process in it
     Hold,
 }
 
@@ -55,6 +70,8 @@ fn act(word: Word) -> Result<()> {
             Some(problem) => anyhow::bail!("{problem}"),
             None => Ok(()),
         },
+        Word::Demo { bin } => demo::run(&bin),
+        Word::Bench { bin } => bench::run(&bin),
         Word::Hold => hold(),
     }
 }
@@ -64,8 +81,8 @@ fn hold() -> Result<()> {
     let net = Internet::new(&lab)?;
     let site = net.site("home", Site::new(Nat::PortRestricted), &Link::delayed(Duration::from_millis(20)))?;
     let host = site.host("alice")?;
-    let _busy = host.ns.spawn(&["sleep", "98765"])?;
-    println!("{}", lab.id());
+    let busy = host.ns.spawn(&["sleep", "98765"])?;
+    println!("{} {}", lab.id(), busy.pid());
     loop {
         interrupt::pause(Duration::from_secs(1))?;
     }

@@ -101,12 +101,18 @@ impl Namespace {
 
     /// A command that will run inside, not yet started.
     pub fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.full]);
+        let mut command = self.plain_command(&[]);
         if let Some(files) = &self.files {
             command.args(["unshare", "--uts", "sh", "-c", BECOME_MACHINE, "sh"]).arg(files).arg(&self.name);
         }
         command.args(words);
+        command
+    }
+
+    /// A command inside that sees the files of the whole machine, as routers' commands do.
+    pub(crate) fn plain_command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.full]).args(words);
         command
     }
 
@@ -144,9 +150,7 @@ impl Namespace {
 
     /// Loads nftables rules inside, all or nothing.
     pub fn nft(&self, rules: &str) -> Result<()> {
-        let mut nft = Command::new("ip");
-        nft.args(["netns", "exec", &self.full, "nft", "-f", "-"]);
-        process::run(nft, rules.as_bytes(), LIMIT)?
+        process::run(self.plain_command(&["nft", "-f", "-"]), rules.as_bytes(), LIMIT)?
             .ok()
             .with_context(|| format!("on {}:\n{rules}", self.name))?;
         Ok(())

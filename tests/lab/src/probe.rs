@@ -1,5 +1,6 @@
-//! What a NAT does to UDP, seen from plain sockets on both sides of it; independent of everything under test.
+//! What a network does, seen from plain sockets and iperf3; independent of everything under test.
 
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::net::SocketAddrV4;
 use std::net::UdpSocket;
@@ -73,4 +74,15 @@ pub fn passes(sender: &UdpSocket, receiver: &UdpSocket, target: SocketAddr) -> R
     sender.send_to(b"let me in", target)?;
     let from = sender.local_addr()?;
     Ok(matches!(receiver.recv_from(&mut [0; 64]), Ok((_, source)) if source == from))
+}
+
+/// One TCP stream from `client` to `server`, in Mbit/s as received.
+pub fn tcp_rate(client: &Namespace, server: &Namespace, address: IpAddr, seconds: u32) -> Result<f64> {
+    let address = address.to_string();
+    let mut listening = server.spawn(&["iperf3", "-s", "-1", "-B", &address, "--forceflush"])?;
+    listening.wait_for_line("listening", Duration::from_secs(10))?;
+    let report = client.run(&["iperf3", "-J", "-c", &address, "-t", &seconds.to_string()])?;
+    let report: serde_json::Value = serde_json::from_str(&report)?;
+    let bits = report.pointer("/end/sum_received/bits_per_second").and_then(serde_json::Value::as_f64);
+    Ok(bits.context("iperf3 reported no rate")? / 1e6)
 }

@@ -1,1 +1,308 @@
-//! Todo.
+//! The program under test, known by its command line only.
+
+use std::fs;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::bail;
+use serde_json::Value;
+
+use crate::interrupt;
+use crate::ns::LIMIT;
+use crate::ns::Namespace;
+use crate::process::Output;
+use crate::process::Process;
+use crate::topology::Host;
+
+/// How long a daemon may take until it answers commands.
+const START: Duration = Duration::from_secs(15);
+
+/// The binary.
+#[derive(Clone, Debug)]
+pub struct Product {
+    bin: PathBuf,
+}
+
+impl Product {
+    /// The product at this path.
+    pub fn new(bin: impl AsRef<Path>) -> Result<Self> {
+        let bin =
+            fs::canonicalize(&bin).with_context(|| format!("no product at {}", bin.as_ref().display()))?;
+        Ok(Self { bin })
+    }
+
+    fn words<'a>(&'a self, words: &[&'a str]) -> Result<Vec<&'a str>> {
+        let mut all = vec![self.bin.to_str().context("the product's path is not UTF-8")?];
+        all.extend(words);
+        Ok(all)
+    }
+
+    /// Runs one command to its end, whatever it returns.
+    pub fn try_run(&self, on: &Namespace, words: &[&str]) -> Result<Output> {
+        on.try_run(&self.words(words)?, LIMIT)
+    }
+
+    /// Runs one command that has to succeed and returns what it printed.
+    pub fn run(&self, on: &Namespace, words: &[&str]) -> Result<String> {
+        Ok(self.try_run(on, words)?.ok()?.stdout)
+    }
+
+    /// Starts a daemon (`up` or `serve` and what follows) and waits until it answers `status`.
+    pub fn daemon(&self, on: &Namespace, words: &[&str]) -> Result<Daemon> {
+        let mut daemon =
+            Daemon { product: self.clone(), ns: on.clone(), process: on.spawn(&self.words(words)?)? };
+        daemon.wait_ready()?;
+        Ok(daemon)
+    }
+
+    /// Starts a member that is to have a working interface when this returns.
+    pub fn member(&self, on: &Namespace, words: &[&str]) -> Result<Daemon> {
+        let mut daemon = self.daemon(on, words)?;
+        daemon.wait_address()?;
+        Ok(daemon)
+    }
+
+    /// Runs a line of shell with `ntcp-overlay` (and, if need be, `sudo`) on the path, as a user would type it.
+    pub fn type_line(&self, on: &Namespace, line: &str) -> Result<Daemon> {
+        let bin = on.files()?.join("bin");
+        fs::create_dir_all(&bin)?;
+        if !bin.join("ntcp-overlay").exists() {
+            symlink(&self.bin, bin.join("ntcp-overlay"))?;
+            // The real sudo would replace the path by its own; in the lab everybody is root already.
+            fs::write(bin.join("sudo"), "#!/bin/sh\nexec \"$@\"\n")?;
+            std::process::Command::new("chmod").arg("755").arg(bin.join("sudo")).status()?;
+        }
+        let script = format!("PATH={}:$PATH; exec {line}", bin.display());
+        let mut daemon =
+            Daemon { product: self.clone(), ns: on.clone(), process: on.spawn(&["sh", "-c", &script])? };
+        daemon.wait_ready()?;
+        daemon.wait_address()?;
+        Ok(daemon)
+    }
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    product: Product,
+    ns: Namespace,
+    /// The process.
+    pub process: Process,
+}
+
+/// How a member reaches a peer, from `status --json`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerPath {
+    /// `direct-udp`, `direct-tcp`, `relay` or `none`.
+    pub path: String,
+    /// The peer's or the relay's endpoint.
+    pub endpoint: String,
+    /// Everything that `status --json` says of the peer.
+    pub all: Value,
+}
+
+impl PeerPath {
+    /// Whether nobody stands between.
+    pub fn direct(&self) -> bool {
+        self.path.starts_with("direct-")
+    }
+}
+
+impl Daemon {
+    /// The machine that it runs on.
+    pub fn ns(&self) -> &Namespace {
+        &self.ns
+    }
+
+    /// Runs a command of the product on the same machine, whatever it returns.
+    pub fn try_run(&self, words: &[&str]) -> Result<Output> {
+        self.product.try_run(&self.ns, words)
+    }
+
+    /// Runs a command of the product on the same machine that has to succeed.
+    pub fn run(&self, words: &[&str]) -> Result<String> {
+        self.product.run(&self.ns, words)
+    }
+
+    fn wait_ready(&mut self) -> Result<()> {
+        let what = format!("the daemon on {} to answer `status`", self.ns.name());
+        interrupt::wait_for(&what, START, || {
+            if let Some(status) = self.process.ended()? {
+                bail!("the daemon on {} ended ({status}); it said:\n{}", self.ns.name(), self.process.log());
+            }
+            Ok(self.try_run(&["status", "--json"])?.status.success().then_some(()))
+        })
+        .with_context(|| format!("it said:\n{}", self.process.log()))
+    }
+
+    fn wait_address(&mut self) -> Result<IpAddr> {
+        let what = format!("an overlay address on {}", self.ns.name());
+        let found = interrupt::wait_for(&what, START, || {
+            if let Some(status) = self.process.ended()? {
+                bail!("the daemon on {} ended ({status})", self.ns.name());
+            }
+            Ok(self.address().ok())
+        });
+        Ok(IpAddr::V4(found.with_context(|| format!("it said:\n{}", self.process.log()))?))
+    }
+
+    /// The overlay's IPv4 address, as the kernel says.
+    pub fn address(&self) -> Result<Ipv4Addr> {
+        self.addresses()?
+            .into_iter()
+            .find_map(|address| match address {
+                IpAddr::V4(v4) => Some(v4),
+                IpAddr::V6(_) => None,
+            })
+            .context("the overlay interface has no IPv4 address")
+    }
+
+    /// All global addresses of the overlay's interface, as the kernel says.
+    pub fn addresses(&self) -> Result<Vec<IpAddr>> {
+        let text = self.ns.run(&["ip", "-json", "addr", "show", "up", "scope", "global"])?;
+        let links: Value = serde_json::from_str(&text)?;
+        let links = links.as_array().context("ip printed no list")?;
+        let overlay = links.iter().filter(|link| {
+            link.get("ifname").and_then(Value::as_str).is_some_and(|name| name.starts_with("ntcp"))
+        });
+        let entries = overlay.filter_map(|link| link.get("addr_info")?.as_array()).flatten();
+        Ok(entries.filter_map(|entry| entry.get("local")?.as_str()?.parse().ok()).collect())
+    }
+
+    /// `status --json`.
+    pub fn status(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&self.run(&["status", "--json"])?)?)
+    }
+
+    /// What `status --json` says of a peer; `None` if it does not know it.
+    pub fn peer(&self, name: &str) -> Result<Option<PeerPath>> {
+        let status = self.status()?;
+        let peers = status.get("peers").and_then(Value::as_array).cloned().unwrap_or_default();
+        let mut named = peers.into_iter().filter(|peer| text(peer, "name") == name);
+        Ok(named.next().map(|all| PeerPath {
+            path: text(&all, "path"),
+            endpoint: text(&all, "endpoint"),
+            all,
+        }))
+    }
+
+    /// Waits until the path to a peer is as wanted.
+    pub fn wait_path(
+        &self,
+        peer: &str,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&PeerPath) -> bool,
+    ) -> Result<PeerPath> {
+        let mut last = None;
+        interrupt::wait_for(&format!("{} to reach {peer} by {what}", self.ns.name()), limit, || {
+            last = self.peer(peer)?;
+            Ok(last.clone().filter(&wanted))
+        })
+        .with_context(|| format!("its status: {:#}", last.clone().map_or(Value::Null, |peer| peer.all)))
+    }
+
+    /// Waits for a direct path.
+    pub fn wait_direct(&self, peer: &str, limit: Duration) -> Result<PeerPath> {
+        self.wait_path(peer, "a direct path", limit, PeerPath::direct)
+    }
+
+    /// Waits for the relay.
+    pub fn wait_relay(&self, peer: &str, limit: Duration) -> Result<PeerPath> {
+        self.wait_path(peer, "the relay", limit, |peer| peer.path == "relay")
+    }
+
+    /// The system's own ping, until the first answer; the time that this took.
+    pub fn first_ping(&self, target: &str, limit: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        let seconds = limit.as_secs().max(1).to_string();
+        // -w ends at the deadline whatever is missing, -c 1 at the first answer.
+        self.ns.try_run(&["ping", "-c", "1", "-w", &seconds, "-i", "0.2", target], limit + LIMIT)?.ok()?;
+        Ok(start.elapsed())
+    }
+
+    /// Whether the system's own ping gets an answer at all within a few tries.
+    pub fn pings(&self, target: &str) -> Result<bool> {
+        Ok(self.ns.try_run(&["ping", "-c", "1", "-w", "3", target], LIMIT)?.status.success())
+    }
+
+    /// SIGTERM and a clean end.
+    pub fn stop(self) -> Result<()> {
+        let (name, log) = (self.ns.name().to_owned(), self.process.log_file().to_owned());
+        let status = self.process.stop(Duration::from_secs(10))?;
+        if !status.success() {
+            bail!("the daemon on {name} ended with {status}:\n{}", fs::read_to_string(log)?);
+        }
+        Ok(())
+    }
+
+    /// SIGKILL, as a crash or a power cut would end it.
+    pub fn crash(self) -> Result<()> {
+        self.process.kill()
+    }
+}
+
+fn text(value: &Value, key: &str) -> String {
+    value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+/// A network provisioned as an administrator would: a public server that introduces and relays, members by invite.
+#[derive(Debug)]
+pub struct Mesh {
+    product: Product,
+    host: Host,
+    config: String,
+    /// The server's daemon; `None` while it is stopped.
+    pub server: Option<Daemon>,
+}
+
+impl Mesh {
+    /// Creates network "lab" on a public host and serves it there. `config` is added to the server's configuration.
+    pub fn found(product: &Product, host: &Host, config: &str) -> Result<Self> {
+        let etc = host.ns.files()?.join("overlay.toml");
+        let v4 = host.v4;
+        fs::write(
+            &etc,
+            format!(
+                "[broker]\nenabled = true\nadvertise = [\"{v4}:6060\"]\n\
+                 [relay]\nenabled = true\nadvertise = [\"{v4}:6061\"]\n{config}"
+            ),
+        )?;
+        product.run(&host.ns, &["cert", "init", "--network", "lab", "--broker", "hub", "--relay", "hub"])?;
+        let config = etc.to_str().context("a path of the lab is not UTF-8")?.to_owned();
+        let mut mesh = Self { product: product.clone(), host: host.clone(), config, server: None };
+        mesh.serve()?;
+        Ok(mesh)
+    }
+
+    /// Starts the server, again.
+    pub fn serve(&mut self) -> Result<()> {
+        self.server = Some(self.product.daemon(&self.host.ns, &["serve", "--config", &self.config])?);
+        Ok(())
+    }
+
+    /// Runs a command of the product on the server's machine.
+    pub fn admin(&self, words: &[&str]) -> Result<String> {
+        self.product.run(&self.host.ns, words)
+    }
+
+    /// A fresh invite.
+    pub fn invite(&self) -> Result<String> {
+        Ok(self.admin(&["invite"])?.trim().to_owned())
+    }
+
+    /// Lets a host join under its own name; more words go to `up`.
+    pub fn join(&self, host: &Host, more: &[&str]) -> Result<Daemon> {
+        let invite = self.invite()?;
+        let mut words = vec!["up", "--join", &invite, "--name", host.ns.name()];
+        words.extend(more);
+        self.product.member(&host.ns, &words)
+    }
+}

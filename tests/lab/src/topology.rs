@@ -20,7 +20,9 @@ use crate::nat;
 use crate::nat::Nat;
 use crate::nat::Rules;
 use crate::nat::V6;
+use crate::ns::LIMIT;
 use crate::ns::Namespace;
+use crate::process;
 use crate::wire;
 use crate::wire::Link;
 use crate::wire::Wire;
@@ -115,6 +117,7 @@ impl<'lab> Internet<'lab> {
              route add default via {}\n",
             v6(1)
         ))?;
+        settle(ns, Ipv4Addr::new(20, 0, n, 1))?;
         Ok(Attachment { n, v4, v6: here, wire })
     }
 }
@@ -302,6 +305,7 @@ impl<'lab> Router<'lab> {
             self.lan.v4(n),
             self.lan.v4(1)
         ))?;
+        settle(ns, self.lan.v4(1))?;
         Ok((n, wire))
     }
 }
@@ -332,6 +336,13 @@ impl Host {
 fn forwarding(ns: &Namespace) -> Result<()> {
     ns.sysctl("net/ipv4/ip_forward", "1")?;
     ns.sysctl("net/ipv6/conf/all/forwarding", "1")
+}
+
+/// Waits until a new link carries: the kernel reports carriers and opens bridge ports a little later, in its own time.
+/// A link that is made to carry nothing stays as it is.
+fn settle(ns: &Namespace, gateway: Ipv4Addr) -> Result<()> {
+    let words = ["ping", "-q", "-c", "1", "-w", "2", "-i", "0.2", &gateway.to_string()];
+    process::run(ns.plain_command(&words), b"", LIMIT).map(drop)
 }
 
 /// The veth loop that brings packets for the router's own outer address back in, translated.
