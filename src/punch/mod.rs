@@ -1,1 +1,13 @@
-//! Floor: punch.
+//! Floor 3: opening a direct path through two NATs.
+//!
+//! An introduction gives both members one [`AttemptId`](crate::base::id::AttemptId) and each other's candidates. Each
+//! then sends connectivity checks to all of them at once, paced and capped: STUN Bindings under a key that only the two
+//! members can compute ([`keys::PairKeys`]). The checks that leave open the own NAT for the checks that arrive. A check
+//! that is answered has proved a way in both directions; which of several ways carries is not decided here (`path`).
+//!
+//! What this module refuses to do: answer a check under any other key, probe more than
+//! [`attempt::MAX_CHECKS`] addresses, or send more than [`attempt::MAX_PROBES`] probes an attempt.
+
+pub mod attempt;
+pub mod keys;
+pub mod plan;

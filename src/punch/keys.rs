@@ -1,0 +1,192 @@
+//! The keys of one introduction, and the connectivity checks under them.
+//!
+//! A check is a STUN Binding with USERNAME = attempt id, side of the sender; MESSAGE-INTEGRITY-SHA256 under a key for
+//! that direction. One key a direction, because with one for both an attacker could reflect a member's own checks to it
+//! and pass for its peer.
+
+use std::net::SocketAddr;
+
+use crate::base::id::AttemptId;
+use crate::identity::keys::WgPublic;
+use crate::identity::keys::WgSecret;
+use crate::wire::stun;
+
+/// Which side of an introduction a member is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Side {
+    /// Asked the broker for it.
+    Asking,
+    /// Was asked for.
+    Asked,
+}
+
+impl Side {
+    /// The other side.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Asking => Self::Asked,
+            Self::Asked => Self::Asking,
+        }
+    }
+
+    const fn number(self) -> u8 {
+        match self {
+            Self::Asking => 0,
+            Self::Asked => 1,
+        }
+    }
+}
+
+/// Both keys of one introduction, as one member holds them.
+#[derive(Clone)]
+pub struct PairKeys {
+    attempt: AttemptId,
+    side: Side,
+    send: [u8; 32],
+    receive: [u8; 32],
+}
+
+/// An authentic check of the peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Check {
+    /// It asks.
+    Request(stun::TransactionId),
+    /// It answers, and saw us at this address.
+    Success(stun::TransactionId, SocketAddr),
+}
+
+impl std::fmt::Debug for PairKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PairKeys({} {:?})", self.attempt, self.side)
+    }
+}
+
+impl PairKeys {
+    /// The keys of `attempt` between the holder of `secret`, on `side`, and `peer`. `None` if the peer's key is of low
+    /// order.
+    #[must_use]
+    pub fn new(secret: &WgSecret, peer: WgPublic, attempt: AttemptId, side: Side) -> Option<Self> {
+        let key = |sender: Side| {
+            let mut context = attempt.0.to_vec();
+            context.push(sender.number());
+            secret.derive(peer, b"ntcp connectivity check", &context)
+        };
+        Some(Self { attempt, side, send: key(side)?, receive: key(side.other())? })
+    }
+
+    /// The introduction that these keys belong to.
+    #[must_use]
+    pub const fn attempt(&self) -> AttemptId {
+        self.attempt
+    }
+
+    /// A check, `padding` bytes longer than it need be.
+    #[must_use]
+    pub fn request(&self, transaction: stun::TransactionId, padding: u16) -> Vec<u8> {
+        let mut attributes = vec![stun::Attribute::Username(self.username(self.side))];
+        if padding > 0 {
+            attributes.push(stun::Attribute::Padding(padding));
+        }
+        self.emit(stun::Class::Request, transaction, attributes)
+    }
+
+    /// The answer to a check that came from `from`.
+    #[must_use]
+    pub fn success(&self, transaction: stun::TransactionId, from: SocketAddr) -> Vec<u8> {
+        let attributes = vec![
+            stun::Attribute::Username(self.username(self.side)),
+            stun::Attribute::XorMappedAddress(from),
+        ];
+        self.emit(stun::Class::Success, transaction, attributes)
+    }
+
+    /// What the peer says with `received`; `None` if it is not the peer who says it.
+    #[must_use]
+    pub fn judge(&self, received: &stun::Received<'_>) -> Option<Check> {
+        let message = &received.message;
+        let ours = message.method == stun::BINDING
+            && message.username() == Some(&self.username(self.side.other()))
+            && received.is_authentic(&self.receive);
+        match message.class {
+            _ if !ours => None,
+            stun::Class::Request => Some(Check::Request(message.transaction)),
+            stun::Class::Success => Some(Check::Success(message.transaction, message.mapped()?)),
+            stun::Class::Indication | stun::Class::Error => None,
+        }
+    }
+
+    fn username(&self, side: Side) -> Vec<u8> {
+        let mut name = self.attempt.0.to_vec();
+        name.push(side.number());
+        name
+    }
+
+    fn emit(
+        &self,
+        class: stun::Class,
+        transaction: stun::TransactionId,
+        attributes: Vec<stun::Attribute>,
+    ) -> Vec<u8> {
+        stun::Message { class, method: stun::BINDING, transaction, attributes }
+            .emit(stun::Integrity::Sha256(&self.send))
+    }
+}
+
+/// The introduction that a check claims to belong to; believed only after [`PairKeys::judge`].
+#[must_use]
+pub fn attempt_of(message: &stun::Message) -> Option<AttemptId> {
+    let (id, side) = message.username()?.split_first_chunk::<16>()?;
+    (side.len() == 1).then_some(AttemptId(*id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FROM: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 9)), 99);
+    const T: stun::TransactionId = stun::TransactionId([3; 12]);
+
+    #[test]
+    fn the_peer_is_understood_and_nobody_else() {
+        let (a, b) = pair();
+        let request = a.request(T, 0);
+        assert_eq!(judge(&b, &request), Some(Check::Request(T)));
+        assert_eq!(judge(&a, &b.success(T, FROM)), Some(Check::Success(T, FROM)));
+        assert_eq!(judge(&a, &request), None, "its own check, reflected");
+        let other = PairKeys::new(&WgSecret::new([9; 32]), WgSecret::new([2; 32]).public(), a.attempt, Side::Asking);
+        assert_eq!(judge(&b, &other.unwrap().request(T, 0)), None);
+    }
+
+    #[test]
+    fn padding_makes_a_check_longer_by_itself_and_a_header() {
+        let (a, b) = pair();
+        let padded = a.request(T, 1000);
+        assert_eq!(padded.len(), a.request(T, 0).len() + 1004);
+        assert_eq!(judge(&b, &padded), Some(Check::Request(T)));
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let (a, b) = pair();
+        let request = a.request(T, 0);
+        for i in 0..request.len() {
+            let mut bent = request.clone();
+            bent[i] ^= 1;
+            assert_eq!(judge(&b, &bent), None, "byte {i}");
+        }
+    }
+
+    fn judge(keys: &PairKeys, bytes: &[u8]) -> Option<Check> {
+        keys.judge(&stun::Received::parse(bytes).ok()?)
+    }
+
+    fn pair() -> (PairKeys, PairKeys) {
+        let (a, b) = (WgSecret::new([1; 32]), WgSecret::new([2; 32]));
+        let id = AttemptId([7; 16]);
+        (
+            PairKeys::new(&a, b.public(), id, Side::Asking).unwrap(),
+            PairKeys::new(&b, a.public(), id, Side::Asked).unwrap(),
+        )
+    }
+}

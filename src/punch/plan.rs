@@ -1,0 +1,109 @@
+//! What to check and in which order: one pure function.
+
+use std::net::IpAddr;
+use std::net::SocketAddr;
+
+use ipnetwork::IpNetwork;
+
+use crate::base::addr;
+use crate::nat::candidate::Candidate;
+use crate::nat::candidate::Kind;
+use crate::nat::candidate::MAX_CANDIDATES;
+use crate::nat::candidate::Transport;
+
+/// What a member knows of its own end when it plans.
+#[derive(Clone, Debug, Default)]
+pub struct Local {
+    /// Whether the data socket for IPv4 exists.
+    pub has_v4: bool,
+    /// Whether the data socket for IPv6 exists and some global IPv6 address is there.
+    pub has_v6: bool,
+    /// The overlay's own prefixes: never probed, or the overlay would run inside itself.
+    pub overlay: Vec<IpNetwork>,
+    /// Whether UDP may be used at all (`member.udp`).
+    pub udp: bool,
+}
+
+/// The peer's addresses to check over UDP, most promising first: what a server saw (the way through NATs), then what the
+/// gateway or the owner opened, then inner and local addresses (same site). At most [`MAX_CANDIDATES`].
+#[must_use]
+pub fn udp_targets(local: &Local, peer: &[Candidate]) -> Vec<SocketAddr> {
+    if !local.udp {
+        return Vec::new();
+    }
+    let mut fit: Vec<(u8, SocketAddr)> = peer
+        .iter()
+        .filter(|c| c.transport == Transport::Udp)
+        .map(|c| (order(c.kind), addr::canonical(c.addr)))
+        .filter(|(_, to)| is_target(local, *to))
+        .collect();
+    // A peer's own order within a kind is kept: it knows its interfaces.
+    fit.sort_by_key(|(order, _)| *order);
+    let mut targets: Vec<SocketAddr> = Vec::with_capacity(MAX_CANDIDATES);
+    for (_, to) in fit {
+        if targets.len() < MAX_CANDIDATES && !targets.contains(&to) {
+            targets.push(to);
+        }
+    }
+    targets
+}
+
+/// Whether an address may be probed from here at all.
+#[must_use]
+pub fn is_target(local: &Local, to: SocketAddr) -> bool {
+    let family = match to.ip() {
+        IpAddr::V4(_) => local.has_v4,
+        IpAddr::V6(_) => local.has_v6,
+    };
+    family && addr::is_candidate(to) && !local.overlay.iter().any(|net| net.contains(to.ip()))
+}
+
+const fn order(kind: Kind) -> u8 {
+    match kind {
+        Kind::Mapped => 0,
+        Kind::Forwarded | Kind::Configured => 1,
+        Kind::Host => 2,
+        Kind::Inner => 3,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_is_mapped_opened_local_inner_and_nothing_twice() {
+        let peer = [
+            candidate(Kind::Inner, "100.64.0.9:5"),
+            candidate(Kind::Host, "192.168.1.2:5"),
+            candidate(Kind::Configured, "198.51.100.1:7"),
+            candidate(Kind::Mapped, "198.51.100.1:5"),
+            candidate(Kind::Host, "198.51.100.1:5"),
+        ];
+        let order: Vec<String> = udp_targets(&local(), &peer).iter().map(ToString::to_string).collect();
+        assert_eq!(order, ["198.51.100.1:5", "198.51.100.1:7", "192.168.1.2:5", "100.64.0.9:5"]);
+    }
+
+    #[test]
+    fn a_hostile_offer_cannot_aim_us_at_ourselves_or_at_crowds() {
+        for addr in ["127.0.0.1:5", "224.0.0.1:5", "10.77.0.3:5", "192.0.2.1:0", "[fe80::1]:5", "[2001:db8::1]:5"] {
+            assert_eq!(udp_targets(&local(), &[candidate(Kind::Mapped, addr)]), [], "{addr}");
+        }
+        let many: Vec<Candidate> = (0..200).map(|i| candidate(Kind::Host, &format!("192.0.2.{i}:9"))).collect();
+        assert_eq!(udp_targets(&local(), &many).len(), MAX_CANDIDATES);
+    }
+
+    #[test]
+    fn without_udp_there_is_nothing_to_check() {
+        let deaf = Local { udp: false, ..local() };
+        assert_eq!(udp_targets(&deaf, &[candidate(Kind::Mapped, "192.0.2.1:5")]), []);
+    }
+
+    fn local() -> Local {
+        Local { has_v4: true, has_v6: false, overlay: vec!["10.77.0.0/16".parse().unwrap()], udp: true }
+    }
+
+    fn candidate(kind: Kind, addr: &str) -> Candidate {
+        Candidate { transport: Transport::Udp, kind, addr: addr.parse().unwrap() }
+    }
+}
