@@ -1,0 +1,271 @@
+//! How one way is doing: round trip, loss, and whether it is still there.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::wire::stun::TransactionId;
+
+/// A probe without an answer is lost after this: twice the round trip, within bounds.
+const LOST_AFTER: (Duration, Duration) = (ms(300), ms(2000));
+/// Traffic went out and nothing came back for this long (or twice the round trip): look whether the way is still there.
+const SUSPICIOUS_AFTER: Duration = ms(500);
+/// Between probes of a way under suspicion.
+const URGENT: Duration = ms(250);
+/// Between probes of the way that carries traffic: what RTT and loss in `status` are made of.
+const CARRYING: Duration = ms(2000);
+/// Between probes of a way that only has to be kept open: below 30 s, the shortest UDP mapping lifetime in common use
+/// (Linux conntrack, one-way flows; RFC 4787 REQ-5 would give two minutes).
+const KEEPING: Duration = ms(20_000);
+/// Between probes of a dead way: most outages end, and the way back should not need the broker.
+const REVIVING: Duration = ms(5000);
+/// A dead way is forgotten after this.
+const FORGET_AFTER: Duration = ms(120_000);
+/// Lost probes in a row, with nothing else heard either, that make a way dead.
+const DEAD_AFTER: u32 = 3;
+/// Probes that `loss` looks back on.
+const WINDOW: usize = 20;
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// What a way is good for at the moment: decides how often it is probed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Duty {
+    /// Carries traffic, and there was some lately.
+    Carrying,
+    /// Is kept open.
+    Standby,
+}
+
+/// Probes and their answers on one way.
+#[derive(Debug)]
+pub struct Health {
+    srtt: Option<Duration>,
+    outstanding: VecDeque<(TransactionId, Instant)>,
+    history: VecDeque<bool>,
+    lost_in_row: u32,
+    heard: Instant,
+    probed: Option<Instant>,
+    waiting_since: Option<Instant>,
+    proven: bool,
+}
+
+impl Health {
+    /// Of a way on which something authentic was just heard.
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
+        Self {
+            srtt: None,
+            outstanding: VecDeque::new(),
+            history: VecDeque::with_capacity(WINDOW),
+            lost_in_row: 0,
+            heard: now,
+            probed: None,
+            waiting_since: None,
+            proven: false,
+        }
+    }
+
+    /// A probe leaves.
+    pub fn on_probe(&mut self, id: TransactionId, now: Instant) {
+        self.outstanding.push_back((id, now));
+        self.probed = Some(now);
+    }
+
+    /// A round trip was measured elsewhere (by the attempt that found the way).
+    pub fn on_round_trip(&mut self, rtt: Duration, now: Instant) {
+        // RFC 6298 2.3: alpha = 1/8.
+        self.srtt = Some(self.srtt.map_or(rtt, |srtt| (srtt * 7 + rtt) / 8));
+        self.proven = true;
+        self.on_heard(now);
+    }
+
+    /// An answer came; its round trip if it answers a probe that is under way.
+    pub fn on_answer(&mut self, id: TransactionId, now: Instant) -> Option<Duration> {
+        let at = self.outstanding.iter().position(|(sent, _)| *sent == id)?;
+        let (_, sent) = self.outstanding.remove(at)?;
+        self.record(true);
+        let rtt = now.saturating_duration_since(sent);
+        self.on_round_trip(rtt, now);
+        Some(rtt)
+    }
+
+    /// Something authentic came this way.
+    pub fn on_heard(&mut self, now: Instant) {
+        self.heard = now;
+        self.lost_in_row = 0;
+        self.waiting_since = None;
+    }
+
+    /// Traffic left this way.
+    pub fn on_sent(&mut self, now: Instant) {
+        self.waiting_since.get_or_insert(now);
+    }
+
+    /// Counts probes that will not be answered any more. True when that kills the way.
+    pub fn expire(&mut self, now: Instant) -> bool {
+        let was_dead = self.is_dead();
+        let patience = self.patience();
+        while let Some((_, sent)) = self.outstanding.front()
+            && *sent + patience <= now
+        {
+            let after_heard = *sent >= self.heard;
+            self.outstanding.pop_front();
+            self.record(false);
+            self.lost_in_row += u32::from(after_heard);
+        }
+        self.is_dead() && !was_dead
+    }
+
+    /// When the next probe should leave.
+    #[must_use]
+    pub fn next_probe(&self, duty: Duty) -> Instant {
+        let Some(probed) = self.probed else { return self.heard };
+        if self.is_dead() {
+            return probed + REVIVING;
+        }
+        let regular = match duty {
+            Duty::Carrying => probed + CARRYING,
+            Duty::Standby => probed.max(self.heard) + KEEPING,
+        };
+        let suspicious = SUSPICIOUS_AFTER.max(self.srtt.unwrap_or_default() * 2);
+        match self.waiting_since {
+            Some(since) => regular.min((since + suspicious).max(probed + URGENT)),
+            None if self.lost_in_row > 0 => regular.min(probed + URGENT),
+            None => regular,
+        }
+    }
+
+    /// When [`Self::expire`] has something to do.
+    #[must_use]
+    pub fn next_expiry(&self) -> Option<Instant> {
+        self.outstanding.front().map(|(_, sent)| *sent + self.patience())
+    }
+
+    /// Nobody answers here any more.
+    #[must_use]
+    pub fn is_dead(&self) -> bool {
+        self.lost_in_row >= DEAD_AFTER
+    }
+
+    /// Dead for so long that it is not worth a probe.
+    #[must_use]
+    pub fn is_forgotten(&self, now: Instant) -> bool {
+        self.is_dead() && now >= self.heard + FORGET_AFTER
+    }
+
+    /// One of our own probes was answered, so it works in both directions.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.proven
+    }
+
+    /// When something authentic last came this way.
+    #[must_use]
+    pub fn heard(&self) -> Instant {
+        self.heard
+    }
+
+    /// Smoothed round trip.
+    #[must_use]
+    pub fn rtt(&self) -> Option<Duration> {
+        self.srtt
+    }
+
+    /// Share of the last probes that went unanswered; `None` before the first is decided.
+    #[must_use]
+    pub fn loss(&self) -> Option<f64> {
+        let lost = self.history.iter().filter(|answered| !**answered).count();
+        let all = u32::try_from(self.history.len()).ok().filter(|n| *n > 0)?;
+        Some(f64::from(u32::try_from(lost).unwrap_or(all)) / f64::from(all))
+    }
+
+    fn patience(&self) -> Duration {
+        let (least, most) = LOST_AFTER;
+        (self.srtt.map_or(most, |srtt| srtt * 2 + ms(50))).clamp(least, most)
+    }
+
+    fn record(&mut self, answered: bool) {
+        if self.history.len() == WINDOW {
+            self.history.pop_front();
+        }
+        self.history.push_back(answered);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_way_under_traffic_is_dead_within_two_seconds_and_revives_on_one_word() {
+        let t0 = origin();
+        let mut h = Health::new(t0);
+        h.on_round_trip(ms(40), t0);
+        h.on_sent(t0 + ms(10));
+        let (mut now, mut id) = (t0, 0);
+        while !h.is_dead() {
+            now = h.next_probe(Duty::Carrying).min(h.next_expiry().unwrap_or(now + KEEPING)).max(now);
+            let _ = h.expire(now);
+            if h.next_probe(Duty::Carrying) <= now && !h.is_dead() {
+                id += 1;
+                h.on_probe(transaction(id), now);
+            }
+        }
+        assert!(now - t0 < ms(2000), "dead after {:?}", now - t0);
+        assert!((3..=6).contains(&id), "{id} probes");
+        h.on_heard(now + ms(1));
+        assert!(!h.is_dead());
+    }
+
+    #[test]
+    fn an_idle_way_is_only_kept_open() {
+        let t0 = origin();
+        let mut h = Health::new(t0);
+        assert_eq!(h.next_probe(Duty::Standby), t0, "a new way is probed at once");
+        h.on_probe(transaction(1), t0);
+        assert_eq!(h.on_answer(transaction(1), t0 + ms(30)), Some(ms(30)));
+        assert_eq!(h.next_probe(Duty::Standby), t0 + ms(30) + KEEPING);
+        assert_eq!(h.next_probe(Duty::Carrying), t0 + CARRYING);
+        assert_eq!(h.on_answer(transaction(1), t0 + ms(31)), None, "one answer a probe");
+    }
+
+    #[test]
+    fn loss_is_the_share_of_unanswered_probes() {
+        let t0 = origin();
+        let mut h = Health::new(t0);
+        assert_eq!(h.loss(), None);
+        for i in 0..4 {
+            h.on_probe(transaction(i), t0);
+        }
+        for i in 0..3 {
+            let _ = h.on_answer(transaction(i), t0 + ms(10));
+        }
+        let _ = h.expire(t0 + ms(3000));
+        assert_eq!(h.loss(), Some(0.25));
+        assert!(!h.is_dead());
+    }
+
+    #[test]
+    fn a_dead_way_is_forgotten_in_the_end() {
+        let t0 = origin();
+        let mut h = Health::new(t0);
+        for i in 0..3 {
+            h.on_probe(transaction(i), t0);
+        }
+        assert!(h.expire(t0 + ms(5000)));
+        assert!(!h.is_forgotten(t0 + ms(5000)));
+        assert!(h.is_forgotten(t0 + FORGET_AFTER));
+    }
+
+    fn transaction(i: u8) -> TransactionId {
+        TransactionId([i; 12])
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a test needs some origin to count from")]
+    fn origin() -> Instant {
+        Instant::now()
+    }
+}
