@@ -50,6 +50,8 @@ pub struct Transmit {
     pub to: SocketAddr,
     /// Where the message lies in the arena, without headroom.
     pub range: Range<usize>,
+    /// Must not be fragmented on its way: it asks whether its size passes.
+    pub unfragmented: bool,
 }
 
 /// Messages that wait to be sent, in order.
@@ -67,6 +69,14 @@ impl Outbox {
             slot.copy_from_slice(message);
             Some(message.len())
         });
+    }
+
+    /// Queues a copy of `message` that is to arrive in one piece or not at all.
+    pub fn push_unfragmented(&mut self, via: Via, to: SocketAddr, message: &[u8]) {
+        self.push(via, to, message);
+        if let Some(last) = self.sends.last_mut() {
+            last.unfragmented = true;
+        }
     }
 
     /// Lets `write` make a message of at most `room` bytes in place; it answers how many it used, or `None` to take it
@@ -87,7 +97,7 @@ impl Outbox {
         }
         let written = write(self.arena.get_mut(start..start + room)?)?.min(room);
         self.used = start + written;
-        self.sends.push(Transmit { via, to, range: start..self.used });
+        self.sends.push(Transmit { via, to, range: start..self.used, unfragmented: false });
         Some(written)
     }
 

@@ -5,7 +5,8 @@ use std::time::Instant;
 
 /// After a failed introduction with nothing that carries, or with a relay only: the gaps between tries. Quick at first,
 /// because most failures are a lost packet or a peer that was just starting; then polite.
-const LADDER: [Duration; 8] = [secs(2), secs(5), secs(10), secs(20), secs(30), secs(60), secs(120), secs(300)];
+const LADDER: [Duration; 8] =
+    [secs(2), secs(5), secs(10), secs(20), secs(30), secs(60), secs(120), secs(300)];
 /// An introduction without an answer of the broker is given up after this.
 const ASKING_FOR: Duration = secs(5);
 

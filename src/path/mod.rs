@@ -27,12 +27,13 @@ use crate::base::id::StreamId;
 use crate::base::rng::Rng;
 use crate::base::time::Now;
 use crate::base::transmit::Outbox;
-use crate::base::transmit::StreamEvent;
 use crate::base::transmit::Via;
+use crate::identity::certificate::Certificate;
 use crate::identity::keys::WgPublic;
 use crate::identity::keys::WgSecret;
 use crate::identity::names::MemberName;
 use crate::nat::candidate::Candidate;
+use crate::nat::candidate::Transport;
 use crate::path::effort::Effort;
 use crate::path::health::Duty;
 use crate::path::health::Health;
@@ -43,6 +44,7 @@ use crate::punch::keys::PairKeys;
 use crate::punch::keys::Side;
 use crate::punch::plan;
 use crate::relay::client as relay;
+use crate::wire::broker::RelayOffer;
 use crate::wire::stun;
 use crate::wire::stun::TransactionId;
 
@@ -107,12 +109,10 @@ pub struct Introduction {
 /// A relay session that we may use.
 #[derive(Clone, Debug)]
 pub struct RelayGrant {
-    /// The relay's name.
-    pub name: MemberName,
-    /// The relay's key, from its verified certificate.
-    pub wg: WgPublic,
+    /// The relay's certificate, verified.
+    pub certificate: Certificate,
     /// As the broker offered it.
-    pub offer: crate::wire::broker::RelayOffer,
+    pub offer: RelayOffer,
 }
 
 /// What carries, for people.
@@ -174,6 +174,8 @@ struct Relayed {
     bound: Option<(Leg, Health)>,
     /// Whether the peer was heard in this session.
     met: bool,
+    /// The session is over for us.
+    lost: bool,
     born: Instant,
 }
 
@@ -240,7 +242,12 @@ impl Path {
 
     /// The local network changed: no way can be trusted to work as before, each is probed at once.
     pub fn handle_network_change(&mut self, now: Instant) {
-        for health in self.ways.iter_mut().map(|w| &mut w.health).chain(self.relayed.iter_mut().filter_map(|r| r.bound.as_mut().map(|(_, h)| h))) {
+        for health in self
+            .ways
+            .iter_mut()
+            .map(|w| &mut w.health)
+            .chain(self.relayed.iter_mut().filter_map(|r| r.bound.as_mut().map(|(_, h)| h)))
+        {
             health.on_sent(now - Duration::from_secs(1));
         }
         self.handle_change(now);
@@ -249,7 +256,9 @@ impl Path {
     /// The broker introduced us.
     pub fn handle_introduction(&mut self, introduction: Introduction, ctx: &mut Ctx<'_>) {
         let now = ctx.now.instant;
-        let Some(keys) = PairKeys::new(ctx.wg, self.peer, introduction.attempt, introduction.side) else { return };
+        let Some(keys) = PairKeys::new(ctx.wg, self.peer, introduction.attempt, introduction.side) else {
+            return;
+        };
         let targets = plan::udp_targets(ctx.local, &introduction.candidates);
         self.trouble = if ctx.local.udp && targets.is_empty() {
             Some("the peer has no address that can be tried over UDP".to_owned())
@@ -266,7 +275,13 @@ impl Path {
     }
 
     /// A connectivity check that claims to belong to one of our introductions came by `leg`. False if it is forged.
-    pub fn handle_check(&mut self, leg: Leg, received: &stun::Received<'_>, attempt: AttemptId, ctx: &mut Ctx<'_>) -> bool {
+    pub fn handle_check(
+        &mut self,
+        leg: Leg,
+        received: &stun::Received<'_>,
+        attempt: AttemptId,
+        ctx: &mut Ctx<'_>,
+    ) -> bool {
         let Some((keys, check)) = self.judge(attempt, received) else { return false };
         let now = ctx.now.instant;
         self.handle_heard(leg, now);
@@ -282,41 +297,40 @@ impl Path {
             }
             Check::Success(transaction, _) => self.answered(leg, &keys, transaction, now),
         }
-        self.reconsider();
-        self.drive(ctx);
+        self.settle(ctx);
         true
     }
 
-    /// A message of a relay's own protocol (answer to a bind).
-    pub fn handle_relay_answer(&mut self, via: Via, from: SocketAddr, received: &stun::Received<'_>, ctx: &mut Ctx<'_>) -> bool {
-        let mut known = false;
-        for relayed in &mut self.relayed {
-            let Some(event) = relayed.side.handle_response(via, from, received, ctx.now) else { continue };
-            known = true;
-            relayed.on_event(event, ctx.now.instant);
-            break;
-        }
-        self.reconsider();
-        self.drive(ctx);
-        known
+    /// A message of a relay's own protocol (answer to a bind). False if none of our sessions waits for it.
+    pub fn handle_relay_answer(
+        &mut self,
+        via: Via,
+        from: SocketAddr,
+        received: &stun::Received<'_>,
+        ctx: &mut Ctx<'_>,
+    ) -> bool {
+        let now = ctx.now;
+        let events = self.relayed.iter_mut().map(|r| r.side.handle_response(via, from, received, now));
+        let Some(event) = events.flatten().next() else { return false };
+        self.on_relay(&event);
+        self.settle(ctx);
+        true
     }
 
-    /// Something happened to a stream that a path had opened. True if it is ours.
-    pub fn handle_stream(&mut self, id: StreamId, event: &StreamEvent<'_>, ctx: &mut Ctx<'_>) -> bool {
-        let Some(at) = self.relayed.iter().position(|r| r.side.stream() == Some(id)) else { return false };
-        if let Some(relayed) = self.relayed.get_mut(at) {
-            let outcome = match event {
-                StreamEvent::Opened => relayed.side.handle_stream_opened(id, ctx.now),
-                StreamEvent::Closed(why) => relayed.side.handle_stream_closed(id, why, ctx.now),
-                StreamEvent::Frame(_) => None,
-            };
-            if let Some(event) = outcome {
-                relayed.on_event(event, ctx.now.instant);
-            }
+    /// Whether a stream was opened for this path.
+    #[must_use]
+    pub fn owns_stream(&self, id: StreamId) -> bool {
+        self.relayed.iter().any(|r| r.side.owns_stream(id))
+    }
+
+    /// A stream that this path had ordered came up (`Ok`), or is gone or never came up (`Err`, in words).
+    pub fn handle_stream(&mut self, id: StreamId, news: Result<(), String>, ctx: &mut Ctx<'_>) {
+        let news = news.map_or_else(relay::StreamNews::Closed, |()| relay::StreamNews::Opened);
+        let Some(relayed) = self.relayed.iter_mut().find(|r| r.side.owns_stream(id)) else { return };
+        if let Some(event) = relayed.side.handle_stream(id, news, ctx.now) {
+            self.on_relay(&event);
         }
-        self.reconsider();
-        self.drive(ctx);
-        true
+        self.settle(ctx);
     }
 
     /// Time passed.
@@ -344,14 +358,22 @@ impl Path {
         let attempts = self.attempts.iter().filter_map(Attempt::poll_timeout);
         let over = self.attempts.iter().map(|a| a.started() + crate::punch::attempt::DEADLINE);
         let probes = self.legs().map(|(leg, health)| {
-            health.next_probe(self.duty(leg)).min(health.next_expiry().unwrap_or(health.next_probe(self.duty(leg))))
+            health
+                .next_probe(self.duty(leg))
+                .min(health.next_expiry().unwrap_or(health.next_probe(self.duty(leg))))
         });
         let relays = self.relayed.iter().filter_map(|r| r.side.poll_timeout());
         let effort = self.wanted.and_then(|wanted| {
             let waits = matches!(self.effort, Effort::Resting { .. }) && self.is_direct();
-            self.effort.deadline().filter(|at| !waits && *at < wanted + IDLE_AFTER).map(|at| at + self.patience())
+            self.effort
+                .deadline()
+                .filter(|at| !waits && *at < wanted + IDLE_AFTER)
+                .map(|at| at + self.patience())
         });
-        let idle = self.wanted.filter(|_| !self.ways.is_empty() || !self.relayed.is_empty()).map(|at| at + IDLE_AFTER);
+        let idle = self
+            .wanted
+            .filter(|_| !self.ways.is_empty() || !self.relayed.is_empty())
+            .map(|at| at + IDLE_AFTER);
         attempts.chain(over).chain(probes).chain(relays).chain(effort).chain(idle).min()
     }
 
@@ -363,7 +385,11 @@ impl Path {
     /// Whether the broker should be asked for an introduction now.
     #[must_use]
     pub fn wants_introduction(&self, now: Instant) -> bool {
-        self.is_active(now) && !self.is_direct() && self.effort.is_due(now - self.patience().min(now.saturating_duration_since(self.wanted.unwrap_or(now))))
+        self.is_active(now)
+            && !self.is_direct()
+            && self
+                .effort
+                .is_due(now - self.patience().min(now.saturating_duration_since(self.wanted.unwrap_or(now))))
     }
 
     /// What carries now.
@@ -418,7 +444,9 @@ impl Path {
             return (None, None);
         }
         let next = match self.effort {
-            Effort::Resting { until, .. } if self.is_active(now) => Some(until.saturating_duration_since(now)),
+            Effort::Resting { until, .. } if self.is_active(now) => {
+                Some(until.saturating_duration_since(now))
+            }
             Effort::Resting { .. } | Effort::Asking { .. } | Effort::Punching { .. } => None,
         };
         let doing = match self.effort {
@@ -509,19 +537,34 @@ impl Path {
             }
             return;
         };
-        let Some(side) = relay::Side::new(&grant.offer, grant.wg, ctx.wg, ctx.local.udp, ctx.now) else { return };
+        let mut offer = grant.offer.clone();
+        offer.endpoints.retain(|e| match e.transport {
+            Transport::Udp => plan::is_target(ctx.local, e.addr) && ctx.local.udp,
+            Transport::Tcp => plan::is_target(ctx.local, e.addr),
+        });
+        let mut side = match relay::Side::new(&offer, ctx.wg, &grant.certificate, ctx.now, ctx.rng.fork()) {
+            Ok(side) => side,
+            Err(why) => {
+                self.trouble = Some(why.to_string());
+                return;
+            }
+        };
+        if ctx.local.udp_blocked {
+            side.handle_udp_blocked(ctx.now);
+        }
         while self.relayed.len() >= MAX_RELAYED {
             let carrier = self.carrier;
             let spare = self.relayed.iter().position(|r| !carrier.is_some_and(|leg| r.is_bound_to(leg)));
-            let old = self.relayed.remove(spare.unwrap_or(0));
-            self.release(&old);
+            let mut old = self.relayed.remove(spare.unwrap_or(0));
+            self.release(&mut old);
         }
         self.relayed.push(Relayed {
-            name: grant.name.clone(),
+            name: grant.certificate.subject.uri.name.clone(),
             keys: keys.clone(),
             side,
             bound: None,
             met: false,
+            lost: false,
             born: ctx.now.instant,
         });
     }
@@ -534,26 +577,36 @@ impl Path {
                 Leg::udp(probe.to).push(ctx.outbox, &probe.message);
             }
         }
-        let mut lost = false;
+        self.drive_relays(ctx);
+        self.reconsider();
+        self.probe_ways(ctx);
+    }
+
+    fn drive_relays(&mut self, ctx: &mut Ctx<'_>) {
+        let mut news = Vec::new();
         for relayed in &mut self.relayed {
-            if let Some(event) = relayed.side.handle_timeout(ctx.now) {
-                lost |= matches!(event, relay::Event::Lost { .. });
-                if let relay::Event::Lost { why } = &event {
-                    self.trouble = Some(why.clone());
-                }
-                relayed.on_event(event, now);
+            news.extend(relayed.side.handle_timeout(ctx.now));
+            while let Some(order) = relayed.side.poll_order() {
+                self.orders.push_back(match order {
+                    relay::Order::Open(to) => {
+                        let id = StreamId(*ctx.next_stream);
+                        // The top half of the range is the doors' own, for accepted streams.
+                        *ctx.next_stream = (*ctx.next_stream + 1) & 0x7fff_ffff;
+                        relayed.side.on_stream_named(id);
+                        StreamOrder::Open(id, to)
+                    }
+                    relay::Order::Close(id) => StreamOrder::Close(id),
+                });
             }
-            while let Some(order) = relayed.side.poll_open(ctx.next_stream) {
-                self.orders.push_back(StreamOrder::Open(order.0, order.1));
-            }
-            while let Some((via, to, message)) = relayed.side.poll_transmit(ctx.now, ctx.rng) {
+            while let Some((via, to, message)) = relayed.side.poll_transmit() {
                 ctx.outbox.push(via, to, &message);
             }
+            relayed.sync(ctx.now.instant);
         }
-        if lost {
-            self.drop_lost();
+        for event in &news {
+            self.on_relay(event);
         }
-        self.probe_ways(ctx);
+        self.relayed.retain(|r| !r.lost);
     }
 
     fn probe_ways(&mut self, ctx: &mut Ctx<'_>) {
@@ -571,7 +624,11 @@ impl Path {
                 && matches!(way.leg.via, Via::Udp(_))
                 && let Some(id) = way.full_size.next(now, ctx.rng)
             {
-                ctx.outbox.push_unfragmented(way.leg.via, way.leg.to, &way.keys.request(id, FULL_SIZE_PADDING));
+                ctx.outbox.push_unfragmented(
+                    way.leg.via,
+                    way.leg.to,
+                    &way.keys.request(id, FULL_SIZE_PADDING),
+                );
             }
         }
         for relayed in &mut self.relayed {
@@ -617,27 +674,37 @@ impl Path {
         };
         let (kept, dropped): (Vec<Relayed>, Vec<Relayed>) = self.relayed.drain(..).partition(keep);
         self.relayed = kept;
-        for old in &dropped {
-            self.release(old);
+        for mut old in dropped {
+            self.release(&mut old);
         }
         if self.ways.len() + self.relayed.len() != ways {
             self.reconsider();
         }
     }
 
-    fn drop_lost(&mut self) {
-        let (kept, dropped): (Vec<Relayed>, Vec<Relayed>) = self.relayed.drain(..).partition(|r| !r.side.is_lost());
-        self.relayed = kept;
-        for old in &dropped {
-            self.release(old);
+    fn on_relay(&mut self, event: &relay::Event) {
+        match event {
+            relay::Event::Bound(_) => {}
+            relay::Event::Lost(why) => self.trouble = Some(why.to_string()),
         }
-        self.reconsider();
     }
 
-    fn release(&mut self, relayed: &Relayed) {
-        if let Some(id) = relayed.side.stream() {
-            self.orders.push_back(StreamOrder::Close(id));
+    fn release(&mut self, relayed: &mut Relayed) {
+        relayed.side.close();
+        while let Some(order) = relayed.side.poll_order() {
+            if let relay::Order::Close(id) = order {
+                self.orders.push_back(StreamOrder::Close(id));
+            }
         }
+    }
+
+    /// After anything was taken in: let the relay sessions tell where they are bound, choose, send what is due.
+    fn settle(&mut self, ctx: &mut Ctx<'_>) {
+        for relayed in &mut self.relayed {
+            relayed.sync(ctx.now.instant);
+        }
+        self.reconsider();
+        self.drive(ctx);
     }
 
     /// Chooses what carries. Direct before relayed, proven before provisional; a direct way is left for another direct
@@ -650,7 +717,9 @@ impl Path {
             .min_by_key(|way| (!way.health.is_proven(), way.health.rtt().unwrap_or(Duration::MAX)));
         let current = self.ways.iter().find(|way| Some(way.leg) == self.carrier && !way.health.is_dead());
         let direct = match (best_way, current) {
-            (Some(best), Some(current)) if current.health.is_proven() && !is_clearly_better(best, current) => {
+            (Some(best), Some(current))
+                if current.health.is_proven() && !is_clearly_better(best, current) =>
+            {
                 Some(current.leg)
             }
             (best, _) => best.map(|way| way.leg),
@@ -682,7 +751,11 @@ impl Path {
     fn health_mut(&mut self, leg: Leg) -> Option<&mut Health> {
         let way = self.ways.iter_mut().find(|way| way.leg == leg).map(|way| &mut way.health);
         way.or_else(|| {
-            self.relayed.iter_mut().filter_map(|r| r.bound.as_mut()).find(|(at, _)| *at == leg).map(|(_, health)| health)
+            self.relayed
+                .iter_mut()
+                .filter_map(|r| r.bound.as_mut())
+                .find(|(at, _)| *at == leg)
+                .map(|(_, health)| health)
         })
     }
 
@@ -705,17 +778,15 @@ impl Relayed {
         self.bound.as_ref().is_some_and(|(at, _)| *at == leg)
     }
 
-    fn on_event(&mut self, event: relay::Event, now: Instant) {
-        match event {
-            relay::Event::Bound { via, endpoint, channel, .. } => {
-                let leg = Leg { via, to: endpoint, channel: Some(channel) };
-                match &mut self.bound {
-                    Some((at, _)) => *at = leg,
-                    None => self.bound = Some((leg, Health::new(now))),
-                }
-            }
-            relay::Event::Lost { .. } => self.bound = None,
-        }
+    /// Takes over where the session is bound now.
+    fn sync(&mut self, now: Instant) {
+        let leg = self.side.bound().map(|b| Leg { via: b.via, to: b.endpoint, channel: Some(b.channel) });
+        self.bound = match (self.bound.take(), leg) {
+            (_, None) => None,
+            (Some((_, health)), Some(leg)) => Some((leg, health)),
+            (None, Some(leg)) => Some((leg, Health::new(now))),
+        };
+        self.lost = self.bound.is_none() && self.side.poll_timeout().is_none() && !self.side.is_opening();
     }
 }
 

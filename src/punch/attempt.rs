@@ -131,6 +131,12 @@ impl Attempt {
         now >= self.started + DEADLINE
     }
 
+    /// When it began.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Probes sent, targets tried, targets that answered.
     #[must_use]
     pub fn tally(&self) -> (usize, usize, usize) {

@@ -154,7 +154,8 @@ mod tests {
         assert_eq!(judge(&b, &request), Some(Check::Request(T)));
         assert_eq!(judge(&a, &b.success(T, FROM)), Some(Check::Success(T, FROM)));
         assert_eq!(judge(&a, &request), None, "its own check, reflected");
-        let other = PairKeys::new(&WgSecret::new([9; 32]), WgSecret::new([2; 32]).public(), a.attempt, Side::Asking);
+        let other =
+            PairKeys::new(&WgSecret::new([9; 32]), WgSecret::new([2; 32]).public(), a.attempt, Side::Asking);
         assert_eq!(judge(&b, &other.unwrap().request(T, 0)), None);
     }
 

@@ -22,6 +22,8 @@ pub struct Local {
     pub overlay: Vec<IpNetwork>,
     /// Whether UDP may be used at all (`member.udp`).
     pub udp: bool,
+    /// Whether UDP was tried and nothing came back: the broker answers on TCP alone.
+    pub udp_blocked: bool,
 }
 
 /// The peer's addresses to check over UDP, most promising first: what a server saw (the way through NATs), then what the
@@ -86,10 +88,13 @@ mod tests {
 
     #[test]
     fn a_hostile_offer_cannot_aim_us_at_ourselves_or_at_crowds() {
-        for addr in ["127.0.0.1:5", "224.0.0.1:5", "10.77.0.3:5", "192.0.2.1:0", "[fe80::1]:5", "[2001:db8::1]:5"] {
+        for addr in
+            ["127.0.0.1:5", "224.0.0.1:5", "10.77.0.3:5", "192.0.2.1:0", "[fe80::1]:5", "[2001:db8::1]:5"]
+        {
             assert_eq!(udp_targets(&local(), &[candidate(Kind::Mapped, addr)]), [], "{addr}");
         }
-        let many: Vec<Candidate> = (0..200).map(|i| candidate(Kind::Host, &format!("192.0.2.{i}:9"))).collect();
+        let many: Vec<Candidate> =
+            (0..200).map(|i| candidate(Kind::Host, &format!("192.0.2.{i}:9"))).collect();
         assert_eq!(udp_targets(&local(), &many).len(), MAX_CANDIDATES);
     }
 
@@ -100,7 +105,13 @@ mod tests {
     }
 
     fn local() -> Local {
-        Local { has_v4: true, has_v6: false, overlay: vec!["10.77.0.0/16".parse().unwrap()], udp: true }
+        Local {
+            has_v4: true,
+            has_v6: false,
+            overlay: vec!["10.77.0.0/16".parse().unwrap()],
+            udp: true,
+            udp_blocked: false,
+        }
     }
 
     fn candidate(kind: Kind, addr: &str) -> Candidate {

@@ -324,6 +324,12 @@ impl Side {
         matches!(self.stream, Stream::Opening(own, _) | Stream::Open(own) if own == id)
     }
 
+    /// Whether a stream is being opened: news will come.
+    #[must_use]
+    pub fn is_opening(&self) -> bool {
+        matches!(self.stream, Stream::Ordered(_) | Stream::Opening(..))
+    }
+
     /// Something happened to stream `id`.
     pub fn handle_stream(&mut self, id: StreamId, news: StreamNews, now: Now) -> Option<Event> {
         if !self.owns_stream(id) {

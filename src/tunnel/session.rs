@@ -191,7 +191,9 @@ impl Session {
             TunnResult::WriteToNetwork(message) if message.first() == Some(&4) => Sealed::Data(message.len()),
             TunnResult::WriteToNetwork(message) => Sealed::Handshake(message.len()),
             TunnResult::Done => Sealed::Waiting,
-            TunnResult::Err(_) | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => Sealed::Failed,
+            TunnResult::Err(_) | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
+                Sealed::Failed
+            }
         }
     }
 
@@ -326,7 +328,9 @@ mod tests {
 
     #[test]
     fn padding_stops_at_the_mtu() {
-        for (len, mtu, pad) in [(0, 1380, 0), (1, 1380, 15), (16, 1380, 0), (1379, 1380, 1), (1380, 1380, 0), (2000, 1380, 0)] {
+        for (len, mtu, pad) in
+            [(0, 1380, 0), (1, 1380, 15), (16, 1380, 0), (1379, 1380, 1), (1380, 1380, 0), (2000, 1380, 0)]
+        {
             assert_eq!(padding(len, mtu), pad, "{len} of {mtu}");
         }
     }
