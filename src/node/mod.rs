@@ -1,5 +1,595 @@
 //! Floor 5: a whole member of the mesh as one value.
+//!
+//! [`Node`] is what the engine, the tests and the simulator drive. Six ways in: a packet of the device, a message of a
+//! socket or stream, an event of a stream, an event of the link to the broker, a change of the local network, a request
+//! of an operator; and time. Everything that comes out is put into an [`Output`]; nothing is called back.
+//!
+//! The parts: `peers` (the table and its indexes), `directory` (who is in the network), `routes` (who owns which inner
+//! address), `registration` (the data socket's mapping), and one file per direction of travel: `outbound`, `inbound`,
+//! `rendezvous`. The order of events is the caller's; the node keeps deadlines and asks to be woken for them.
+//!
+//! What a node refuses to do: answer a message that is not authentic, believe a broker about an identity, accept an inner
+//! packet from an address that does not belong to its sender, keep more than bounded queues.
 
+pub mod directory;
+mod inbound;
+mod outbound;
 pub mod output;
+pub mod peers;
+pub mod registration;
+mod rendezvous;
 pub mod request;
+pub mod routes;
+mod snapshot;
 pub mod status;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::time::Duration;
+use std::time::Instant;
+
+use ipnetwork::IpNetwork;
+
+use crate::base::addr;
+use crate::base::addr::OverlayAddrs;
+use crate::base::id::RequestId;
+use crate::base::id::StreamId;
+use crate::base::rng::Rng;
+use crate::base::rng::Seed;
+use crate::base::time::Now;
+use crate::base::transmit::StreamEvent;
+use crate::base::transmit::Via;
+use crate::identity::certificate::Certificate;
+use crate::identity::certificate::TrustAnchor;
+use crate::identity::keys::WgPublic;
+use crate::identity::keys::WgSecret;
+use crate::identity::names::MemberName;
+use crate::identity::revocation::RevocationList;
+use crate::nat::behavior::Profile;
+use crate::nat::candidate::Candidate;
+use crate::nat::candidate::Kind as CandidateKind;
+use crate::nat::candidate::MAX_CANDIDATES;
+use crate::nat::candidate::Transport;
+use crate::node::directory::Directory;
+use crate::node::directory::Known;
+use crate::node::output::Notice;
+use crate::node::output::Order;
+use crate::node::output::Output;
+use crate::node::peers::Kind;
+use crate::node::peers::Mesh;
+use crate::node::peers::Peer;
+use crate::node::peers::PeerId;
+use crate::node::peers::Peers;
+use crate::node::registration::Registration;
+use crate::node::request::PeerRef;
+use crate::node::request::Pong;
+use crate::node::request::Reply;
+use crate::node::request::Request;
+use crate::node::request::Ticket;
+use crate::node::routes::Routes;
+use crate::node::status::Counters;
+use crate::path::Ctx;
+use crate::path::Path;
+use crate::path::StreamOrder;
+use crate::punch::plan;
+use crate::tunnel::gate::SourceGate;
+use crate::tunnel::session::HANDSHAKE_LEN;
+use crate::tunnel::session::Keys;
+use crate::tunnel::session::Session;
+use crate::tunnel::session::SessionIndex;
+use crate::tunnel::session::Tick;
+use crate::wire::broker::Register;
+use crate::wire::stun::TransactionId;
+
+/// How often sessions are asked whether something is due: boringtun's own timers are in whole seconds.
+const TICK: Duration = Duration::from_millis(250);
+/// How often certificates are looked at again.
+const AUDIT: Duration = Duration::from_secs(30);
+/// A ping without an answer is given up after this.
+const PING_PATIENCE: Duration = Duration::from_secs(5);
+/// Pings under way, at most.
+const MAX_PINGS: usize = 256;
+
+/// Who this member is.
+#[derive(Debug)]
+pub struct Me {
+    /// Whom to believe.
+    pub anchor: TrustAnchor,
+    /// What the CA says about us.
+    pub certificate: Certificate,
+    /// Our overlay addresses, from the certificate.
+    pub addrs: OverlayAddrs,
+    /// The tunnel key.
+    pub wg: WgSecret,
+}
+
+/// How this member behaves.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Version of the program, told to the broker.
+    pub software: String,
+    /// MTU of the device, bytes.
+    pub mtu: usize,
+    /// Whether UDP may be used.
+    pub udp: bool,
+    /// Whether relays may be used.
+    pub relay: bool,
+    /// The network's IPv4 and IPv6 prefix.
+    pub overlay: Vec<IpNetwork>,
+    /// Addresses that the owner wrote down.
+    pub configured: Vec<SocketAddr>,
+    /// A signing request of our own keys, for renewal.
+    pub csr: Vec<u8>,
+    /// `[[wireguard_peer]]`.
+    pub stock: Vec<StockPeer>,
+}
+
+/// A stock WireGuard peer.
+#[derive(Clone, Debug)]
+pub struct StockPeer {
+    /// Its name, for people.
+    pub name: MemberName,
+    /// Its key.
+    pub wg: WgPublic,
+    /// What it may send from and is sent to.
+    pub allowed: Vec<IpNetwork>,
+    /// Where it is, if that is known.
+    pub endpoint: Option<SocketAddr>,
+    /// Preshared key.
+    pub preshared: Option<[u8; 32]>,
+    /// Seconds between keep-alives.
+    pub keepalive: Option<u16>,
+}
+
+/// A member.
+#[derive(Debug)]
+pub struct Node {
+    me: Me,
+    config: Config,
+    rng: Rng,
+    keys: Keys,
+    gate: SourceGate,
+    peers: Peers,
+    directory: Directory,
+    routes: Routes,
+    link: rendezvous::Link,
+    registrations: Vec<Registration>,
+    local: plan::Local,
+    hosts: Vec<SocketAddr>,
+    profile: Profile,
+    revocations: RevocationList,
+    pings: Vec<Ping>,
+    counters: Counters,
+    next_stream: u32,
+    next_request: RequestId,
+    tick: Instant,
+    second: Instant,
+    audit: Instant,
+    renewal: Option<Instant>,
+    unknown: BTreeMap<IpAddr, (Instant, Vec<Vec<u8>>)>,
+}
+
+#[derive(Debug)]
+struct Ping {
+    ticket: Ticket,
+    peer: PeerId,
+    since: Instant,
+    sent: Option<(TransactionId, Instant)>,
+}
+
+impl Node {
+    /// A member that knows nobody yet. `revocations` is the newest list that was stored.
+    #[must_use]
+    pub fn new(me: Me, config: Config, revocations: RevocationList, seed: Seed, now: Now) -> Self {
+        let keys = Keys::new(&me.wg);
+        let local =
+            plan::Local { overlay: config.overlay.clone(), udp: config.udp, ..plan::Local::default() };
+        let mut node = Self {
+            keys,
+            gate: SourceGate::new(now.instant),
+            peers: Peers::default(),
+            directory: Directory::default(),
+            routes: Routes::default(),
+            link: rendezvous::Link::default(),
+            registrations: Vec::new(),
+            local,
+            hosts: Vec::new(),
+            profile: Profile::default(),
+            revocations,
+            pings: Vec::new(),
+            counters: Counters::default(),
+            next_stream: 1,
+            next_request: RequestId(1),
+            tick: now.instant,
+            second: now.instant,
+            audit: now.instant,
+            renewal: None,
+            unknown: BTreeMap::new(),
+            rng: Rng::new(seed),
+            me,
+            config,
+        };
+        for stock in node.config.stock.clone() {
+            node.add_stock(&stock);
+        }
+        node
+    }
+
+    /// The machine's addresses, and the data sockets' ports (IPv4, IPv6); told at the start and after each change.
+    pub fn handle_network(&mut self, addrs: &[IpAddr], ports: (u16, u16), now: Now, out: &mut Output) {
+        let fit = |ip: &&IpAddr| !self.config.overlay.iter().any(|net| net.contains(**ip));
+        let hosts: Vec<SocketAddr> = addrs
+            .iter()
+            .filter(fit)
+            .map(|ip| SocketAddr::new(*ip, if ip.is_ipv4() { ports.0 } else { ports.1 }))
+            .filter(|at| addr::is_candidate(*at))
+            .collect();
+        self.local.has_v4 = ports.0 != 0 && self.config.udp;
+        self.local.has_v6 = ports.1 != 0 && self.config.udp && hosts.iter().any(SocketAddr::is_ipv6);
+        let first = self.hosts.is_empty();
+        if hosts == self.hosts && !first {
+            return;
+        }
+        self.hosts = hosts;
+        for registration in &mut self.registrations {
+            registration.refresh(now.instant);
+        }
+        if !first {
+            for (_, peer) in self.peers.iter_mut() {
+                if let Some(path) = peer.path_mut() {
+                    path.handle_network_change(now.instant);
+                }
+            }
+        }
+        self.announce_candidates(out);
+        self.handle_timeout(now, out);
+    }
+
+    /// Something happened to a stream.
+    pub fn handle_stream(&mut self, id: StreamId, event: StreamEvent<'_>, from: SocketAddr, now: Now, out: &mut Output) {
+        let news = match event {
+            StreamEvent::Frame(bytes) => return self.handle_message(Via::Stream(id), from, bytes, now, out),
+            StreamEvent::Opened => Ok(()),
+            StreamEvent::Closed(why) => Err(why),
+        };
+        let owner = self.peers.iter().find(|(_, peer)| peer.owns_stream(id)).map(|(id, _)| id);
+        let Some(owner) = owner else { return };
+        self.with_path(owner, now, out, |path, ctx| path.handle_stream(id, news, ctx));
+        self.pump(owner, now, out);
+    }
+
+    /// An operator asks.
+    pub fn handle_request(&mut self, request: Request, now: Now, out: &mut Output) -> Reply {
+        match request {
+            Request::Status => Reply::Status(Box::new(self.snapshot(now))),
+            Request::Ping { peer, ticket } => self.begin_ping(&peer, ticket, now, out),
+        }
+    }
+
+    /// Time passed.
+    pub fn handle_timeout(&mut self, now: Now, out: &mut Output) {
+        if self.second <= now.instant {
+            self.second = now.instant + Duration::from_secs(1);
+            self.keys.every_second();
+            self.unknown.retain(|_, (since, _)| now.instant < *since + Duration::from_secs(3));
+            self.expire_pings(now, out);
+        }
+        if self.tick <= now.instant {
+            self.tick = now.instant + TICK;
+            self.tick_sessions(now, out);
+        }
+        if self.audit <= now.instant {
+            self.audit = now.instant + AUDIT;
+            self.audit_certificates(now, out);
+        }
+        self.drive_registrations(now, out);
+        for id in self.peers.ids() {
+            let due = self.peers.get(id).and_then(Peer::deadline).is_some_and(|at| at <= now.instant);
+            if due {
+                self.with_path(id, now, out, Path::handle_timeout);
+            }
+            self.pump(id, now, out);
+        }
+    }
+
+    /// When to call [`Self::handle_timeout`], and what for (for the log).
+    #[must_use]
+    pub fn poll_timeout(&self) -> (Instant, &'static str) {
+        let paths = self.peers.iter().filter_map(|(_, peer)| peer.deadline()).min().map(|at| (at, "path"));
+        let registrations =
+            self.registrations.iter().map(Registration::poll_timeout).min().map(|at| (at, "registration"));
+        let own = [(self.tick, "tick"), (self.second, "second"), (self.audit, "audit")];
+        own.into_iter().chain(paths).chain(registrations).min_by_key(|(at, _)| *at).unwrap_or((self.tick, "tick"))
+    }
+
+    /// What the link should say about us when it comes up.
+    #[must_use]
+    pub fn register(&self) -> Register {
+        Register {
+            software: self.config.software.clone(),
+            candidates: self.candidates(),
+            profile: self.profile,
+            relay: Vec::new(),
+            revocations: self.revocations.version,
+            watch: true,
+        }
+    }
+
+    fn add_stock(&mut self, stock: &StockPeer) {
+        let index = self.fresh_index();
+        let session = Session::new(&self.keys, stock.wg, stock.preshared, stock.keepalive, index);
+        let kind = Kind::Stock { endpoint: stock.endpoint };
+        let id = self.peers.insert(Peer::new(stock.name.clone(), stock.wg, kind, session, index));
+        for prefix in &stock.allowed {
+            self.routes.insert(*prefix, id);
+        }
+    }
+
+    /// The peer for a known member, made if need be.
+    fn peer_of(&mut self, known: &Known, now: Now) -> PeerId {
+        let subject = &known.certificate.subject;
+        if let Some(id) = self.peers.by_key(&subject.wg) {
+            if let Some(Peer { kind: Kind::Mesh(mesh), .. }) = self.peers.get_mut(id)
+                && mesh.certificate.not_before <= known.certificate.not_before
+            {
+                mesh.certificate = known.certificate.clone();
+                mesh.verified = now.unix;
+            }
+            return id;
+        }
+        // The name may have belonged to other keys before.
+        if let Some(old) = self.peers.by_name(&subject.uri.name)
+            && matches!(self.peers.get(old).map(|p| &p.kind), Some(Kind::Mesh(_)))
+        {
+            self.routes.remove(old);
+            let _ = self.peers.remove(old);
+        }
+        let index = self.fresh_index();
+        let session = Session::new(&self.keys, subject.wg, None, None, index);
+        let mesh = Mesh {
+            certificate: known.certificate.clone(),
+            path: Path::new(subject.wg, self.me.wg.public(), now.instant),
+            profile: Profile::default(),
+            verified: now.unix,
+        };
+        let kind = Kind::Mesh(Box::new(mesh));
+        let id = self.peers.insert(Peer::new(subject.uri.name.clone(), subject.wg, kind, session, index));
+        for addr in [IpAddr::V4(known.addrs.v4), IpAddr::V6(known.addrs.v6)] {
+            self.routes.insert(addr.into(), id);
+        }
+        id
+    }
+
+    fn fresh_index(&mut self) -> SessionIndex {
+        loop {
+            let index = SessionIndex::new(self.rng.u32());
+            if !self.peers.has_index(index) {
+                return index;
+            }
+        }
+    }
+
+    /// Runs `f` on the path of `id`, with everything that a path needs from around it.
+    fn with_path<R>(
+        &mut self,
+        id: PeerId,
+        now: Now,
+        out: &mut Output,
+        f: impl FnOnce(&mut Path, &mut Ctx<'_>) -> R,
+    ) -> Option<R> {
+        let path = self.peers.get_mut(id)?.path_mut()?;
+        let mut ctx = Ctx {
+            now,
+            outbox: &mut out.outbox,
+            rng: &mut self.rng,
+            wg: &self.me.wg,
+            local: &self.local,
+            next_stream: &mut self.next_stream,
+        };
+        Some(f(path, &mut ctx))
+    }
+
+    /// After anything happened to a peer: carry out its path's orders, ask for an introduction, send what waited, tell
+    /// what changed.
+    fn pump(&mut self, id: PeerId, now: Now, out: &mut Output) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let wants = peer.path_mut().is_some_and(|path| {
+            while let Some(order) = path.poll_order() {
+                out.orders.push_back(match order {
+                    StreamOrder::Open(id, to) => Order::Open { id, to },
+                    StreamOrder::Close(id) => Order::Close(id),
+                });
+            }
+            path.wants_introduction(now.instant)
+        });
+        if wants {
+            self.ask_for_introduction(id, now, out);
+        }
+        self.send_kept(id, now, out);
+        self.send_pings(id, now, out);
+        self.announce_path(id, out);
+    }
+
+    fn announce_path(&mut self, id: PeerId, out: &mut Output) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let leg = peer.leg();
+        if peer.announced == leg {
+            return;
+        }
+        let why = match (peer.announced, leg) {
+            (None, _) => "connected",
+            (Some(_), None) => "no way left that answers",
+            (Some(old), Some(new)) if old.channel.is_none() && new.channel.is_some() => "the direct path went silent",
+            (Some(old), Some(new)) if old.channel.is_some() && new.channel.is_none() => "a direct path was found",
+            (Some(_), Some(_)) => "a better way was found",
+        };
+        peer.announced = leg;
+        let path = snapshot::path_kind(peer);
+        out.notices.push_back(Notice::Path { peer: peer.name.clone(), path, why: why.to_owned() });
+    }
+
+    fn tick_sessions(&mut self, now: Now, out: &mut Output) {
+        let mut buffer = [0; HANDSHAKE_LEN];
+        for id in self.peers.ids() {
+            let Some(peer) = self.peers.get_mut(id) else { continue };
+            match peer.session.tick(&mut buffer) {
+                Tick::Send(n) => {
+                    let leg = peer.leg();
+                    if let (Some(leg), Some(message)) = (leg, buffer.get(..n)) {
+                        leg.push(&mut out.outbox, message);
+                        if let Some(path) = peer.path_mut() {
+                            path.handle_sent(leg, now.instant);
+                        }
+                    }
+                }
+                Tick::Quiet | Tick::Expired => {}
+            }
+        }
+    }
+
+    /// Certificates end and are taken back while sessions run.
+    fn audit_certificates(&mut self, now: Now, out: &mut Output) {
+        let anchor = &self.me.anchor;
+        let revocations = &self.revocations;
+        let believed = |certificate: &Certificate| {
+            !revocations.contains(&certificate.serial) && anchor.verify(&certificate.der, now.unix).is_ok()
+        };
+        let doomed: Vec<PeerId> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| matches!(&peer.kind, Kind::Mesh(mesh) if !believed(&mesh.certificate)))
+            .map(|(id, _)| id)
+            .collect();
+        let gone = self.directory.retain(|known| believed(&known.certificate));
+        for id in doomed {
+            self.routes.remove(id);
+            if let Some(mut peer) = self.peers.remove(id) {
+                tracing::info!(peer = %peer.name, "dropped: its certificate is no longer valid");
+                peer.close(out);
+            }
+        }
+        if !gone.is_empty() {
+            self.announce_directory(out);
+        }
+        if revocations_name(&self.revocations, &self.me.certificate) {
+            out.notices.push_back(Notice::Expelled(
+                "this machine's certificate was revoked: ask the network's admin for a new invite".to_owned(),
+            ));
+        }
+        self.renew(now, out);
+    }
+
+    fn begin_ping(&mut self, peer: &PeerRef, ticket: Ticket, now: Now, out: &mut Output) -> Reply {
+        let known = match peer {
+            PeerRef::Name(name) => self.directory.get(name).cloned(),
+            PeerRef::Addr(addr) => self.directory.by_addr(*addr).cloned(),
+        };
+        let Some(known) = known else {
+            let stock = match peer {
+                PeerRef::Name(name) => self.peers.by_name(name),
+                PeerRef::Addr(addr) => self.routes.owner(*addr),
+            };
+            let is_stock = stock.and_then(|id| self.peers.get(id)).is_some();
+            return Reply::Refused(match (is_stock, self.link.is_up()) {
+                (true, _) => "that is a stock WireGuard peer: use the system's ping".to_owned(),
+                (false, true) => "no such member: `ntcp-overlay peers` lists them".to_owned(),
+                (false, false) => "no such member is known, and no broker can be asked: see `ntcp-overlay status`".to_owned(),
+            });
+        };
+        let id = self.peer_of(&known, now);
+        if self.pings.len() >= MAX_PINGS {
+            return Reply::Refused("too many pings at once".to_owned());
+        }
+        self.pings.push(Ping { ticket, peer: id, since: now.instant, sent: None });
+        if let Some(path) = self.peers.get_mut(id).and_then(Peer::path_mut) {
+            path.handle_demand(now.instant);
+        }
+        self.pump(id, now, out);
+        Reply::Accepted
+    }
+
+    fn send_pings(&mut self, id: PeerId, now: Now, out: &mut Output) {
+        if !self.pings.iter().any(|ping| ping.peer == id && ping.sent.is_none()) {
+            return;
+        }
+        let Some(Some(transaction)) = self.with_path(id, now, out, Path::probe) else { return };
+        // One probe answers all that wait.
+        for ping in self.pings.iter_mut().filter(|ping| ping.peer == id && ping.sent.is_none()) {
+            ping.sent = Some((transaction, now.instant));
+        }
+    }
+
+    fn answer_pings(&mut self, id: PeerId, transaction: TransactionId, now: Now, out: &mut Output) {
+        let Some(peer) = self.peers.get(id) else { return };
+        let (name, path) = (peer.name.clone(), snapshot::path_kind(peer));
+        let addr = snapshot::addrs(peer).first().copied().unwrap_or(IpAddr::V4(self.me.addrs.v4));
+        self.pings.retain(|ping| {
+            let Some((_, at)) = ping.sent.filter(|(sent, _)| *sent == transaction) else { return true };
+            let rtt = Ok(now.instant.saturating_duration_since(at));
+            out.notices.push_back(Notice::Pong(Pong { ticket: ping.ticket, name: name.clone(), addr, path: path.clone(), rtt }));
+            false
+        });
+    }
+
+    fn expire_pings(&mut self, now: Now, out: &mut Output) {
+        let peers = &self.peers;
+        let fallback = IpAddr::V4(self.me.addrs.v4);
+        self.pings.retain(|ping| {
+            if now.instant < ping.since + PING_PATIENCE {
+                return true;
+            }
+            if let Some(peer) = peers.get(ping.peer) {
+                let why = match (&ping.sent, &peer.kind) {
+                    (None, Kind::Mesh(mesh)) => mesh.path.why(now.instant).0.unwrap_or_else(|| "no path yet".to_owned()),
+                    _ => "no reply".to_owned(),
+                };
+                out.notices.push_back(Notice::Pong(Pong {
+                    ticket: ping.ticket,
+                    name: peer.name.clone(),
+                    addr: snapshot::addrs(peer).first().copied().unwrap_or(fallback),
+                    path: snapshot::path_kind(peer),
+                    rtt: Err(why),
+                }));
+            }
+            false
+        });
+    }
+
+    /// Where others may try to reach us. The broker adds what it sees itself.
+    fn candidates(&self) -> Vec<Candidate> {
+        if !self.config.udp {
+            return Vec::new();
+        }
+        let of = |kind: CandidateKind| move |addr: &SocketAddr| Candidate { transport: Transport::Udp, kind, addr: *addr };
+        let configured = self.config.configured.iter().map(of(CandidateKind::Configured));
+        configured.chain(self.hosts.iter().map(of(CandidateKind::Host))).take(MAX_CANDIDATES - 2).collect()
+    }
+}
+
+impl Peer {
+    fn deadline(&self) -> Option<Instant> {
+        match &self.kind {
+            Kind::Mesh(mesh) => mesh.path.poll_timeout(),
+            Kind::Stock { .. } => None,
+        }
+    }
+
+    fn owns_stream(&self, id: StreamId) -> bool {
+        matches!(&self.kind, Kind::Mesh(mesh) if mesh.path.owns_stream(id))
+    }
+
+    /// Ends everything that the peer has open.
+    fn close(&mut self, out: &mut Output) {
+        if let Some(path) = self.path_mut() {
+            path.close();
+            while let Some(StreamOrder::Close(id)) = path.poll_order() {
+                out.orders.push_back(Order::Close(id));
+            }
+        }
+    }
+}
+
+fn revocations_name(list: &RevocationList, certificate: &Certificate) -> bool {
+    list.contains(&certificate.serial)
+}

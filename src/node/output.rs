@@ -9,6 +9,7 @@ use crate::base::transmit::PacketBatch;
 use crate::identity::names::MemberName;
 use crate::node::request::Pong;
 use crate::node::status::PathKind;
+use crate::wire::broker::Register;
 use crate::wire::broker::ToBroker;
 
 /// Work for the engine.
@@ -25,6 +26,8 @@ pub enum Order {
     Close(StreamId),
     /// Send to the broker.
     Broker(ToBroker),
+    /// What we say about ourselves changed: tell the broker now, and again whenever the link comes up.
+    Register(Register),
     /// The certificate was renewed: store it (DER) and use it for the next control connection.
     StoreCertificate(Vec<u8>),
     /// A newer revocation list was accepted: store it (signed bytes).

@@ -471,6 +471,29 @@ impl Path {
         Some(id)
     }
 
+    /// What is being done for a better way.
+    #[must_use]
+    pub fn effort(&self) -> Effort {
+        self.effort
+    }
+
+    /// Our address as a relay sees it over UDP.
+    #[must_use]
+    pub fn relay_mapped(&self) -> Option<SocketAddr> {
+        let bound = self.relayed.iter().filter_map(|r| r.side.bound());
+        bound.filter(|b| matches!(b.via, Via::Udp(_))).map(|b| b.mapped).next()
+    }
+
+    /// Gives up everything: the peer is no longer one.
+    pub fn close(&mut self) {
+        self.ways.clear();
+        self.attempts.clear();
+        for mut old in std::mem::take(&mut self.relayed) {
+            self.release(&mut old);
+        }
+        self.carrier = None;
+    }
+
     fn judge(&self, attempt: AttemptId, received: &stun::Received<'_>) -> Option<(PairKeys, Check)> {
         let keys = self
             .attempts

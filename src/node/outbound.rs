@@ -1,0 +1,151 @@
+//! Packets of the device on their way out: route, seal, send; or wait for a path.
+
+use crate::base::time::Now;
+use crate::node::Node;
+use crate::node::output::Output;
+use crate::node::peers::Kind;
+use crate::node::peers::Peer;
+use crate::node::peers::PeerId;
+use crate::path::leg::Leg;
+use crate::tunnel::session;
+use crate::tunnel::session::HANDSHAKE_LEN;
+use crate::tunnel::session::Sealed;
+use crate::wire::ip;
+
+/// Room that a packet's buffer must have behind it, for padding.
+pub(super) const TAILROOM: usize = session::PADDING;
+/// Largest TCP segment offered to peers until full-sized packets are known to pass: 1,280 bytes (the least that IPv6
+/// networks carry, RFC 8200 5) less IPv6 40, UDP 8, WireGuard 32, relay header 4, padding to 16, inner IPv6 40 and TCP 20.
+/// A path of that MTU then never sees a packet that does not fit, so ssh does not hang after login.
+const SAFE_MSS: u16 = 1280 - 40 - 8 - 32 - 4 - 12 - 60;
+/// Packets for an address that the broker is being asked about.
+const MAX_UNKNOWN: (usize, usize) = (64, 8);
+
+impl Node {
+    /// A packet of the device: the first `len` bytes of `buffer`, which should be 16 bytes longer (padding).
+    pub fn handle_packet(&mut self, buffer: &mut [u8], len: usize, now: Now, out: &mut Output) {
+        let Some(packet) = buffer.get_mut(..len) else { return };
+        let Ok(view) = ip::parse(packet) else {
+            self.counters.malformed += 1;
+            return;
+        };
+        let to = view.destination;
+        let Some(id) = self.routes.owner(to) else { return self.handle_unrouted(to, packet, now, out) };
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        if let Some(path) = peer.path_mut() {
+            path.handle_demand(now.instant);
+        }
+        let full_size = matches!(&peer.kind, Kind::Mesh(mesh) if mesh.path.passes_full_size());
+        let mss = if full_size { mss_of(self.config.mtu, view.is_v6) } else { SAFE_MSS };
+        let _ = ip::clamp_mss(packet, mss);
+        let padded = len + session::padding(len, self.config.mtu);
+        let padded = if padded <= buffer.len() { padded } else { len };
+        if let Some(pad) = buffer.get_mut(len..padded) {
+            pad.fill(0);
+        }
+        let Some(packet) = buffer.get(..padded) else { return };
+        self.send(id, packet, len, now, out);
+    }
+
+    /// Seals `packet` for `id`, of which `len` bytes count, and sends it, or keeps it.
+    fn send(&mut self, id: PeerId, packet: &[u8], len: usize, now: Now, out: &mut Output) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        match peer.leg() {
+            Some(leg) => {
+                let sealed = seal(peer, leg, packet, out);
+                if matches!(sealed, Sealed::Data(_)) {
+                    peer.tx_bytes += len as u64;
+                }
+                if matches!(sealed, Sealed::Data(_) | Sealed::Handshake(_))
+                    && let Some(path) = peer.path_mut()
+                {
+                    path.handle_sent(leg, now.instant);
+                }
+            }
+            None => {
+                self.counters.queue_full += u64::from(peer.keep(packet, now.instant));
+                self.pump(id, now, out);
+            }
+        }
+    }
+
+    /// Sends what waited for a path, now that there is one.
+    pub(super) fn send_kept(&mut self, id: PeerId, now: Now, out: &mut Output) {
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let Some(leg) = peer.leg().filter(|_| peer.has_kept()) else { return };
+        while let Some(packet) = peer.next_kept(now.instant) {
+            if matches!(seal(peer, leg, &packet, out), Sealed::Data(_)) {
+                peer.tx_bytes += packet.len() as u64;
+            }
+        }
+        if let Some(path) = peer.path_mut() {
+            path.handle_sent(leg, now.instant);
+        }
+    }
+
+    /// Sends the messages of a session that has just come up: what waited inside it.
+    pub(super) fn flush_session(&mut self, id: PeerId, now: Now, out: &mut Output) {
+        let mtu = self.config.mtu;
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let Some(leg) = peer.leg() else { return };
+        let room = (mtu + session::PADDING + session::OVERHEAD).max(HANDSHAKE_LEN);
+        loop {
+            let sent = leg.fill(&mut out.outbox, room, |slot| Some(peer.session.flush(slot)).filter(|n| *n > 0));
+            let Some(n) = sent else { break };
+            peer.tx_bytes += n.saturating_sub(session::OVERHEAD) as u64;
+        }
+        if let Some(path) = peer.path_mut() {
+            path.handle_sent(leg, now.instant);
+        }
+    }
+
+    /// Nobody owns the destination: a member that we have nothing to do with yet, or nobody at all.
+    fn handle_unrouted(&mut self, to: std::net::IpAddr, packet: &[u8], now: Now, out: &mut Output) {
+        if !self.config.overlay.iter().any(|net| net.contains(to)) || self.me.addrs.contains(to) {
+            self.counters.no_route += 1;
+            return;
+        }
+        if let Some(known) = self.directory.by_addr(to).cloned() {
+            let id = self.peer_of(&known, now);
+            if let Some(peer) = self.peers.get_mut(id) {
+                let _ = peer.keep(packet, now.instant);
+                if let Some(path) = peer.path_mut() {
+                    path.handle_demand(now.instant);
+                }
+            }
+            return self.pump(id, now, out);
+        }
+        let (addresses, packets) = MAX_UNKNOWN;
+        if !self.unknown.contains_key(&to) && self.unknown.len() >= addresses {
+            self.counters.no_route += 1;
+            return;
+        }
+        let asked = self.unknown.contains_key(&to);
+        let (_, waiting) = self.unknown.entry(to).or_insert_with(|| (now.instant, Vec::new()));
+        if waiting.len() < packets {
+            waiting.push(packet.to_vec());
+        }
+        if !asked {
+            self.look_up(to, out);
+        }
+    }
+}
+
+/// The TCP segment size that fits the device's MTU.
+fn mss_of(mtu: usize, is_v6: bool) -> u16 {
+    let headers = if is_v6 { 60 } else { 40 };
+    u16::try_from(mtu.saturating_sub(headers)).unwrap_or(u16::MAX)
+}
+
+fn seal(peer: &mut Peer, leg: Leg, packet: &[u8], out: &mut Output) -> Sealed {
+    let mut sealed = Sealed::Failed;
+    let room = (packet.len() + session::OVERHEAD).max(HANDSHAKE_LEN);
+    let _ = leg.fill(&mut out.outbox, room, |slot| {
+        sealed = peer.session.seal(packet, slot);
+        match sealed {
+            Sealed::Data(n) | Sealed::Handshake(n) => Some(n),
+            Sealed::Waiting | Sealed::Failed => None,
+        }
+    });
+    sealed
+}

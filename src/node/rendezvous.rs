@@ -1,0 +1,426 @@
+//! What passes between a node and its broker: who is there, introductions, handshakes, renewal, revocation.
+//!
+//! The broker is believed about who is online and where; never about who somebody is. Every certificate that it hands
+//! over is verified here against the network's CA and the revocation list.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::base::id::RequestId;
+use crate::base::time::Now;
+use crate::identity::certificate::CertError;
+use crate::identity::certificate::Certificate;
+use crate::identity::names::MemberName;
+use crate::identity::revocation::RevocationList;
+use crate::nat::behavior::Mapping;
+use crate::nat::behavior::mapping_of;
+use crate::node::Node;
+use crate::node::directory::Known;
+use crate::node::inbound::Origin;
+use crate::node::output::Notice;
+use crate::node::output::Order;
+use crate::node::output::Output;
+use crate::node::peers::Kind;
+use crate::node::peers::Peer;
+use crate::node::peers::PeerId;
+use crate::node::registration::Registration;
+use crate::path::Introduction;
+use crate::path::RelayGrant;
+use crate::punch::keys::Side;
+use crate::punch::plan;
+use crate::tunnel::session::HANDSHAKE_LEN;
+use crate::wire::broker::FromBroker;
+use crate::wire::broker::MemberRecord;
+use crate::wire::broker::Offer;
+use crate::wire::broker::Refusal;
+use crate::wire::broker::Registered;
+use crate::wire::broker::RelayOffer;
+use crate::wire::broker::Target;
+use crate::wire::broker::ToBroker;
+
+/// Between tries to renew our certificate.
+const RENEW_EVERY: Duration = Duration::from_secs(3600);
+/// Addresses of the peer to which a handshake's answer goes beside its way through the broker.
+const ANSWERS_DIRECT: usize = 3;
+/// Questions to the broker whose answer is still awaited, at most; the oldest is forgotten first.
+const MAX_PENDING: usize = 1024;
+
+/// The link to the broker has come up and we are registered.
+#[derive(Clone, Debug)]
+pub struct LinkUp {
+    /// The broker's TCP address.
+    pub broker: SocketAddr,
+    /// The broker's name, from its certificate.
+    pub name: MemberName,
+    /// Key of UDP registrations, from the TLS session.
+    pub key: [u8; 32],
+    /// The broker's answer.
+    pub registered: Registered,
+}
+
+/// What a node knows of its link.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    up: Option<LinkUp>,
+    pub(super) problem: Option<String>,
+    pending: BTreeMap<RequestId, Pending>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Pending {
+    Connect(PeerId),
+    LookUp(IpAddr),
+    List,
+    Renew,
+}
+
+impl Link {
+    pub(super) fn is_up(&self) -> bool {
+        self.up.is_some()
+    }
+
+    pub(super) fn up(&self) -> Option<&LinkUp> {
+        self.up.as_ref()
+    }
+}
+
+impl Node {
+    /// The link is up.
+    pub fn handle_link_up(&mut self, up: LinkUp, now: Now, out: &mut Output) {
+        let family = |v4: bool| up.registered.udp.iter().find(|addr| addr.is_ipv4() == v4).copied();
+        let targets = [family(true).filter(|_| self.local.has_v4), family(false).filter(|_| self.local.has_v6)];
+        self.registrations = targets
+            .into_iter()
+            .flatten()
+            .filter(|_| self.config.udp)
+            .map(|to| Registration::new(to, up.registered.registration, up.key, now.instant))
+            .collect();
+        let what = format!("registered with {} at {}", up.name, up.broker);
+        self.link = Link { up: Some(up), ..Link::default() };
+        out.notices.push_back(Notice::Broker { connected: true, what });
+        self.request(Pending::List, |request| ToBroker::List { request, after: None }, out);
+        for id in self.peers.ids() {
+            if let Some(path) = self.peers.get_mut(id).and_then(Peer::path_mut) {
+                path.handle_change(now.instant);
+            }
+            self.pump(id, now, out);
+        }
+        self.renew(now, out);
+        self.drive_registrations(now, out);
+    }
+
+    /// The link is down. Tunnels and paths go on without it.
+    pub fn handle_link_down(&mut self, why: String, out: &mut Output) {
+        if self.link.is_up() {
+            out.notices.push_back(Notice::Broker { connected: false, what: why.clone() });
+        }
+        self.link = Link { problem: Some(why), ..Link::default() };
+        self.registrations.clear();
+    }
+
+    /// A message of the broker.
+    pub fn handle_broker(&mut self, message: FromBroker, now: Now, out: &mut Output) {
+        match message {
+            FromBroker::Offer(offer) => self.on_offer(offer, now, out),
+            FromBroker::Conveyed { attempt, noise } => {
+                let Some(id) = self.peers.by_attempt(&attempt) else { return };
+                self.handle_noise(&Origin::Broker(attempt, id, Vec::new()), &noise, now, out);
+            }
+            FromBroker::Changed(record) => {
+                if self.learn(&record, now, out).is_some() {
+                    self.announce_directory(out);
+                }
+            }
+            FromBroker::Found { request, member } => {
+                if let Some(Pending::LookUp(addr)) = self.link.pending.remove(&request) {
+                    self.on_found(addr, &member, now, out);
+                }
+            }
+            FromBroker::Listing { request, members, more } => {
+                self.link.pending.remove(&request);
+                let mut last = None;
+                for record in &members {
+                    last = self.learn(record, now, out).or(last);
+                }
+                self.announce_directory(out);
+                if let (true, Some(after)) = (more, last) {
+                    let list = |request| ToBroker::List { request, after: Some(after) };
+                    self.request(Pending::List, list, out);
+                }
+            }
+            FromBroker::Revocations(bytes) => self.on_revocations(bytes, now, out),
+            FromBroker::Renewed { request, certificate } => {
+                self.link.pending.remove(&request);
+                self.on_renewed(&certificate, now, out);
+            }
+            FromBroker::Refused { request, why, text } => self.on_refused(request, why, &text, now, out),
+            FromBroker::Registered(_) | FromBroker::Enrolled { .. } | FromBroker::Pong { .. } => {}
+        }
+    }
+
+    /// Asks for an introduction to `id`; the first handshake message rides along.
+    pub(super) fn ask_for_introduction(&mut self, id: PeerId, now: Now, out: &mut Output) {
+        let is_up = self.link.is_up();
+        let Some(peer) = self.peers.get_mut(id) else { return };
+        let name = peer.name.clone();
+        let offline = self.directory.get(&name).is_some_and(|known| !known.online);
+        let established = peer.session.is_established();
+        let Some(path) = peer.path_mut() else { return };
+        if !is_up {
+            let why = "no broker can be reached, and the peer must be introduced by one".to_owned();
+            return path.handle_refused(why, now.instant);
+        }
+        if offline {
+            return path.handle_refused("the peer is not connected to the broker".to_owned(), now.instant);
+        }
+        path.handle_asked(now.instant);
+        let mut buffer = [0; HANDSHAKE_LEN];
+        let noise = if established { None } else { peer.session.initiate(&mut buffer, true) };
+        let noise = noise.and_then(|n| buffer.get(..n)).unwrap_or_default().to_vec();
+        let connect = |request| ToBroker::Connect { request, target: Target::Name(name), noise };
+        self.request(Pending::Connect(id), connect, out);
+    }
+
+    pub(super) fn look_up(&mut self, addr: IpAddr, out: &mut Output) {
+        let lookup = |request| ToBroker::Lookup { request, target: Target::Addr(addr) };
+        self.request(Pending::LookUp(addr), lookup, out);
+    }
+
+    pub(super) fn announce_candidates(&self, out: &mut Output) {
+        out.orders.push_back(Order::Register(self.register()));
+    }
+
+    pub(super) fn announce_directory(&self, out: &mut Output) {
+        let mut all: Vec<_> =
+            self.directory.iter().map(|known| (known.certificate.subject.uri.name.clone(), known.addrs)).collect();
+        all.push((self.me.certificate.subject.uri.name.clone(), self.me.addrs));
+        all.sort();
+        out.notices.push_back(Notice::Directory(all));
+    }
+
+    pub(super) fn drive_registrations(&mut self, now: Now, out: &mut Output) {
+        let before = self.local.udp_blocked;
+        for registration in &mut self.registrations {
+            registration.handle_timeout(now, &mut out.outbox, &mut self.rng);
+        }
+        let works: Vec<Option<bool>> = self.registrations.iter().map(Registration::works).collect();
+        let answered = works.contains(&Some(true));
+        self.local.udp_blocked = !answered && !works.is_empty() && works.iter().all(|w| *w == Some(false));
+        self.profile.udp.passes = match (answered, self.local.udp_blocked) {
+            (true, _) => Some(true),
+            (false, true) => Some(false),
+            (false, false) => None,
+        };
+        if self.local.udp_blocked && !before {
+            tracing::info!("the broker does not answer over UDP: this network seems to block it");
+        }
+    }
+
+    /// A registration was answered: perhaps we learnt something about our NAT.
+    pub(super) fn on_registered(&mut self, out: &mut Output) {
+        self.local.udp_blocked = false;
+        let Some(mapped) = self.registrations.iter().find_map(Registration::mapped) else { return };
+        let local = self.hosts.iter().find(|host| host.ip() == mapped.ip() && host.port() == mapped.port());
+        let relay = self.peers.iter().find_map(|(_, peer)| match &peer.kind {
+            Kind::Mesh(mesh) => mesh.path.relay_mapped(),
+            Kind::Stock { .. } => None,
+        });
+        let same_family = relay.filter(|seen| seen.is_ipv4() == mapped.is_ipv4());
+        let mapping = mapping_of(local.copied().unwrap_or(SocketAddr::from(([0; 4], 0))), mapped, same_family);
+        let passes = Some(true);
+        if (mapping != Mapping::Unknown && mapping != self.profile.udp.mapping) || self.profile.udp.passes != passes {
+            self.profile.udp.passes = passes;
+            if mapping != Mapping::Unknown {
+                self.profile.udp.mapping = mapping;
+            }
+            self.announce_candidates(out);
+        }
+    }
+
+    /// Asks for a new certificate in the last third of the old one's life.
+    pub(super) fn renew(&mut self, now: Now, out: &mut Output) {
+        let due = now.unix >= self.me.certificate.renew_at();
+        let rested = self.renewal.is_none_or(|at| now.instant >= at + RENEW_EVERY);
+        if !due || !rested || !self.link.is_up() || self.config.csr.is_empty() {
+            return;
+        }
+        self.renewal = Some(now.instant);
+        let csr = self.config.csr.clone();
+        self.request(Pending::Renew, |request| ToBroker::Renew { request, csr }, out);
+    }
+
+    fn on_offer(&mut self, offer: Offer, now: Now, out: &mut Output) {
+        let Some(certificate) = self.believe(&offer.peer.certificate, now) else { return };
+        let Some(known) = self.known(certificate, true, now) else { return };
+        let name = known.certificate.subject.uri.name.clone();
+        let _ = self.directory.insert(known.clone());
+        let id = self.peer_of(&known, now);
+        self.peers.introduce(id, offer.attempt);
+        if let Some(request) = offer.request {
+            self.link.pending.remove(&request);
+        }
+        let side = if offer.request.is_some() { Side::Asking } else { Side::Asked };
+        let relays = if self.config.relay { self.grants(&offer.relays, now) } else { Vec::new() };
+        tracing::debug!(peer = %name, attempt = %offer.attempt, ?side, candidates = offer.candidates.len(), relays = relays.len(), "introduced");
+        let direct: Vec<SocketAddr> =
+            plan::udp_targets(&self.local, &offer.candidates).into_iter().take(ANSWERS_DIRECT).collect();
+        let introduction = Introduction { attempt: offer.attempt, side, candidates: offer.candidates, relays };
+        if let Some(Peer { kind: Kind::Mesh(mesh), .. }) = self.peers.get_mut(id) {
+            mesh.profile = offer.profile;
+            // Whoever was asked for has somebody who wants to talk.
+            mesh.path.handle_demand(now.instant);
+        }
+        self.with_path(id, now, out, |path, ctx| path.handle_introduction(introduction, ctx));
+        if !offer.noise.is_empty() {
+            self.handle_noise(&Origin::Broker(offer.attempt, id, direct), &offer.noise, now, out);
+        }
+        self.pump(id, now, out);
+    }
+
+    fn grants(&self, offers: &[RelayOffer], now: Now) -> Vec<RelayGrant> {
+        let believed = offers.iter().filter_map(|offer| {
+            let certificate = self.believe(&offer.certificate, now).filter(|c| c.subject.roles.relay)?;
+            Some(RelayGrant { certificate, offer: offer.clone() })
+        });
+        believed.collect()
+    }
+
+    fn on_found(&mut self, addr: IpAddr, member: &MemberRecord, now: Now, out: &mut Output) {
+        let Some((_, waiting)) = self.unknown.remove(&addr) else { return };
+        let Some(name) = self.learn(member, now, out) else { return };
+        let Some(known) = self.directory.get(&name).filter(|known| known.addrs.contains(addr)).cloned() else { return };
+        let id = self.peer_of(&known, now);
+        if let Some(peer) = self.peers.get_mut(id) {
+            for packet in &waiting {
+                let _ = peer.keep(packet, now.instant);
+            }
+            if let Some(path) = peer.path_mut() {
+                path.handle_demand(now.instant);
+            }
+        }
+        self.pump(id, now, out);
+    }
+
+    fn on_refused(&mut self, request: RequestId, why: Refusal, text: &str, now: Now, out: &mut Output) {
+        match self.link.pending.remove(&request) {
+            Some(Pending::Connect(id)) => {
+                let Some(peer) = self.peers.get_mut(id) else { return };
+                let name = peer.name.clone();
+                if let Some(path) = peer.path_mut() {
+                    path.handle_refused(refused_because(why, text), now.instant);
+                }
+                if why == Refusal::Offline
+                    && let Some(mut known) = self.directory.get(&name).cloned()
+                {
+                    known.online = false;
+                    let _ = self.directory.insert(known);
+                }
+                self.pump(id, now, out);
+            }
+            Some(Pending::LookUp(addr)) => {
+                let _ = self.unknown.remove(&addr);
+                self.counters.no_route += 1;
+            }
+            Some(Pending::Renew) => tracing::warn!(?why, text, "the broker did not renew our certificate"),
+            Some(Pending::List) | None => tracing::debug!(?why, text, "the broker refused something"),
+        }
+    }
+
+    fn on_revocations(&mut self, bytes: Vec<u8>, now: Now, out: &mut Output) {
+        match RevocationList::parse_signed(&bytes, &self.me.anchor) {
+            Ok(list) if list.version > self.revocations.version => {
+                tracing::info!(version = list.version, revoked = list.serials.len(), "new revocation list");
+                self.revocations = list;
+                out.orders.push_back(Order::StoreRevocations(bytes));
+                self.audit_certificates(now, out);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "the broker sent a revocation list that is not the CA's"),
+        }
+    }
+
+    fn on_renewed(&mut self, der: &[u8], now: Now, out: &mut Output) {
+        let Some(certificate) = self.believe(der, now) else { return };
+        let ours = certificate.subject.uri == self.me.certificate.subject.uri
+            && certificate.key == self.me.certificate.key
+            && certificate.subject.wg == self.me.certificate.subject.wg
+            && certificate.subject.addrs == self.me.certificate.subject.addrs;
+        if !ours {
+            tracing::warn!("the broker sent a renewed certificate that is not ours");
+            return;
+        }
+        tracing::info!(until = ?certificate.not_after, "certificate renewed");
+        self.me.certificate = certificate;
+        out.orders.push_back(Order::StoreCertificate(der.to_vec()));
+    }
+
+    /// Takes in a record of the broker; the member's name if it is believed.
+    fn learn(&mut self, record: &MemberRecord, now: Now, out: &mut Output) -> Option<MemberName> {
+        let certificate = self.believe(&record.certificate, now)?;
+        let name = certificate.subject.uri.name.clone();
+        if certificate.subject.uri == self.me.certificate.subject.uri {
+            return Some(name);
+        }
+        let mut known = self.known(certificate, record.online, now)?;
+        known.last_seen = record.last_seen;
+        let came = record.online && self.directory.get(&name).is_some_and(|old| !old.online);
+        if !self.directory.insert(known.clone()) {
+            return Some(name);
+        }
+        if let Some(id) = self.peers.by_name(&name) {
+            // New keys under an old name: another peer.
+            let id = if self.peers.get(id).is_some_and(|p| p.wg != known.certificate.subject.wg) {
+                self.peer_of(&known, now)
+            } else {
+                id
+            };
+            if came && let Some(path) = self.peers.get_mut(id).and_then(Peer::path_mut) {
+                path.handle_change(now.instant);
+            }
+            self.pump(id, now, out);
+        }
+        Some(name)
+    }
+
+    fn known(&self, certificate: Certificate, online: bool, now: Now) -> Option<Known> {
+        let addrs = certificate.subject.addrs.filter(|_| certificate.subject.roles.member)?;
+        let ours = certificate.subject.uri == self.me.certificate.subject.uri || addrs == self.me.addrs;
+        (!ours).then_some(Known { certificate, addrs, online, last_seen: now.unix })
+    }
+
+    fn believe(&self, der: &[u8], now: Now) -> Option<Certificate> {
+        let verified = self.me.anchor.verify(der, now.unix).and_then(|certificate| {
+            if self.revocations.contains(&certificate.serial) { Err(CertError::Revoked) } else { Ok(certificate) }
+        });
+        verified.inspect_err(|error| tracing::debug!(%error, "a certificate from the broker is not believed")).ok()
+    }
+
+    fn request(&mut self, pending: Pending, message: impl FnOnce(RequestId) -> ToBroker, out: &mut Output) {
+        if !self.link.is_up() {
+            return;
+        }
+        let id = self.next_request;
+        self.next_request = RequestId(id.0.wrapping_add(1).max(1));
+        if self.link.pending.len() >= MAX_PENDING {
+            self.link.pending.pop_first();
+        }
+        self.link.pending.insert(id, pending);
+        out.orders.push_back(Order::Broker(message(id)));
+    }
+}
+
+fn refused_because(why: Refusal, text: &str) -> String {
+    match why {
+        Refusal::NotFound => "the broker does not know the peer".to_owned(),
+        Refusal::Offline => "the peer is not connected to the broker".to_owned(),
+        Refusal::TooMany => "the broker limits us: too many introductions at once".to_owned(),
+        Refusal::InvalidInvite
+        | Refusal::NameTaken
+        | Refusal::NoAddressLeft
+        | Refusal::NoAuthority
+        | Refusal::Malformed
+        | Refusal::Forbidden => format!("the broker refused an introduction: {text}"),
+    }
+}
