@@ -9,9 +9,9 @@ use crate::base::id::AttemptId;
 use crate::base::time::Now;
 use crate::base::transmit::Via;
 use crate::node::Node;
+use crate::node::outbound::TAILROOM;
 use crate::node::output::Order;
 use crate::node::output::Output;
-use crate::node::outbound::TAILROOM;
 use crate::node::peers::Kind;
 use crate::node::peers::PeerId;
 use crate::path::leg::Leg;
@@ -38,7 +38,14 @@ pub(super) enum Origin {
 
 impl Node {
     /// A datagram, or a frame of a stream.
-    pub fn handle_message(&mut self, via: Via, from: SocketAddr, bytes: &mut [u8], now: Now, out: &mut Output) {
+    pub fn handle_message(
+        &mut self,
+        via: Via,
+        from: SocketAddr,
+        bytes: &mut [u8],
+        now: Now,
+        out: &mut Output,
+    ) {
         let direct = Leg { via, to: from, channel: None };
         match demux::kind(bytes) {
             demux::Kind::Stun => self.handle_stun(direct, bytes, now, out),
@@ -73,7 +80,8 @@ impl Node {
         let message = &received.message;
         if let Some(attempt) = attempt_of(message) {
             let Some(id) = self.peers.by_attempt(&attempt) else { return false };
-            let authentic = self.with_path(id, now, out, |path, ctx| path.handle_check(leg, received, attempt, ctx));
+            let authentic =
+                self.with_path(id, now, out, |path, ctx| path.handle_check(leg, received, attempt, ctx));
             if authentic != Some(true) {
                 return false;
             }
@@ -88,8 +96,9 @@ impl Node {
         }
         if message.method == stun::RELAY_BIND {
             for id in self.peers.ids() {
-                let answered =
-                    self.with_path(id, now, out, |path, ctx| path.handle_relay_answer(leg.via, leg.to, received, ctx));
+                let answered = self.with_path(id, now, out, |path, ctx| {
+                    path.handle_relay_answer(leg.via, leg.to, received, ctx)
+                });
                 if answered == Some(true) {
                     self.pump(id, now, out);
                     return true;
@@ -97,7 +106,8 @@ impl Node {
             }
             return false;
         }
-        let registered = self.registrations.iter_mut().any(|r| r.handle_response(leg.to, received, now.instant));
+        let registered =
+            self.registrations.iter_mut().any(|r| r.handle_response(leg.to, received, now.instant));
         if registered {
             self.on_registered(out);
         }
@@ -127,7 +137,14 @@ impl Node {
         self.pump(id, now, out);
     }
 
-    fn initiator(&mut self, origin: &Origin, source: IpAddr, message: &[u8], now: Now, out: &mut Output) -> Option<PeerId> {
+    fn initiator(
+        &mut self,
+        origin: &Origin,
+        source: IpAddr,
+        message: &[u8],
+        now: Now,
+        out: &mut Output,
+    ) -> Option<PeerId> {
         if !self.gate.admit(source, now.instant) {
             self.counters.rate_limited += 1;
             return None;
@@ -149,7 +166,15 @@ impl Node {
         }
     }
 
-    fn open(&mut self, id: PeerId, origin: &Origin, source: IpAddr, message: &[u8], now: Now, out: &mut Output) {
+    fn open(
+        &mut self,
+        id: PeerId,
+        origin: &Origin,
+        source: IpAddr,
+        message: &[u8],
+        now: Now,
+        out: &mut Output,
+    ) {
         let (routes, own, counters) = (&self.routes, &self.me.addrs, &mut self.counters);
         let Some(peer) = self.peers.get_mut(id) else { return };
         let was_established = peer.session.is_established();
@@ -160,7 +185,12 @@ impl Node {
             opened = peer.session.open(source, message, slot);
             match &opened {
                 Opened::Packet(range) => {
-                    let range = accept(slot.get(range.clone())?, range, |ip| routes.owner(ip) == Some(id), |ip| own.contains(ip));
+                    let range = accept(
+                        slot.get(range.clone())?,
+                        range,
+                        |ip| routes.owner(ip) == Some(id),
+                        |ip| own.contains(ip),
+                    );
                     counters.spoofed += u64::from(range.is_none());
                     range
                 }
@@ -232,7 +262,8 @@ fn accept(
     for_us: impl Fn(IpAddr) -> bool,
 ) -> Option<Range<usize>> {
     let view = ip::parse(bytes).ok()?;
-    (from_peer(view.source) && for_us(view.destination)).then(|| range.start..range.start + view.total_len.min(bytes.len()))
+    (from_peer(view.source) && for_us(view.destination))
+        .then(|| range.start..range.start + view.total_len.min(bytes.len()))
 }
 
 /// What a handshake's cookie and rate limit are bound to. A relay's messages all come from one address, so the channel

@@ -247,7 +247,14 @@ impl Node {
     }
 
     /// Something happened to a stream.
-    pub fn handle_stream(&mut self, id: StreamId, event: StreamEvent<'_>, from: SocketAddr, now: Now, out: &mut Output) {
+    pub fn handle_stream(
+        &mut self,
+        id: StreamId,
+        event: StreamEvent<'_>,
+        from: SocketAddr,
+        now: Now,
+        out: &mut Output,
+    ) {
         let news = match event {
             StreamEvent::Frame(bytes) => return self.handle_message(Via::Stream(id), from, bytes, now, out),
             StreamEvent::Opened => Ok(()),
@@ -300,7 +307,11 @@ impl Node {
         let registrations =
             self.registrations.iter().map(Registration::poll_timeout).min().map(|at| (at, "registration"));
         let own = [(self.tick, "tick"), (self.second, "second"), (self.audit, "audit")];
-        own.into_iter().chain(paths).chain(registrations).min_by_key(|(at, _)| *at).unwrap_or((self.tick, "tick"))
+        own.into_iter()
+            .chain(paths)
+            .chain(registrations)
+            .min_by_key(|(at, _)| *at)
+            .unwrap_or((self.tick, "tick"))
     }
 
     /// What the link should say about us when it comes up.
@@ -420,8 +431,12 @@ impl Node {
         let why = match (peer.announced, leg) {
             (None, _) => "connected",
             (Some(_), None) => "no way left that answers",
-            (Some(old), Some(new)) if old.channel.is_none() && new.channel.is_some() => "the direct path went silent",
-            (Some(old), Some(new)) if old.channel.is_some() && new.channel.is_none() => "a direct path was found",
+            (Some(old), Some(new)) if old.channel.is_none() && new.channel.is_some() => {
+                "the direct path went silent"
+            }
+            (Some(old), Some(new)) if old.channel.is_some() && new.channel.is_none() => {
+                "a direct path was found"
+            }
             (Some(_), Some(_)) => "a better way was found",
         };
         peer.announced = leg;
@@ -494,7 +509,10 @@ impl Node {
             return Reply::Refused(match (is_stock, self.link.is_up()) {
                 (true, _) => "that is a stock WireGuard peer: use the system's ping".to_owned(),
                 (false, true) => "no such member: `ntcp-overlay peers` lists them".to_owned(),
-                (false, false) => "no such member is known, and no broker can be asked: see `ntcp-overlay status`".to_owned(),
+                (false, false) => {
+                    "no such member is known, and no broker can be asked: see `ntcp-overlay status`"
+                        .to_owned()
+                }
             });
         };
         let id = self.peer_of(&known, now);
@@ -527,7 +545,13 @@ impl Node {
         self.pings.retain(|ping| {
             let Some((_, at)) = ping.sent.filter(|(sent, _)| *sent == transaction) else { return true };
             let rtt = Ok(now.instant.saturating_duration_since(at));
-            out.notices.push_back(Notice::Pong(Pong { ticket: ping.ticket, name: name.clone(), addr, path: path.clone(), rtt }));
+            out.notices.push_back(Notice::Pong(Pong {
+                ticket: ping.ticket,
+                name: name.clone(),
+                addr,
+                path: path.clone(),
+                rtt,
+            }));
             false
         });
     }
@@ -541,7 +565,9 @@ impl Node {
             }
             if let Some(peer) = peers.get(ping.peer) {
                 let why = match (&ping.sent, &peer.kind) {
-                    (None, Kind::Mesh(mesh)) => mesh.path.why(now.instant).0.unwrap_or_else(|| "no path yet".to_owned()),
+                    (None, Kind::Mesh(mesh)) => {
+                        mesh.path.why(now.instant).0.unwrap_or_else(|| "no path yet".to_owned())
+                    }
                     _ => "no reply".to_owned(),
                 };
                 out.notices.push_back(Notice::Pong(Pong {
@@ -561,7 +587,9 @@ impl Node {
         if !self.config.udp {
             return Vec::new();
         }
-        let of = |kind: CandidateKind| move |addr: &SocketAddr| Candidate { transport: Transport::Udp, kind, addr: *addr };
+        let of = |kind: CandidateKind| {
+            move |addr: &SocketAddr| Candidate { transport: Transport::Udp, kind, addr: *addr }
+        };
         let configured = self.config.configured.iter().map(of(CandidateKind::Configured));
         configured.chain(self.hosts.iter().map(of(CandidateKind::Host))).take(MAX_CANDIDATES - 2).collect()
     }

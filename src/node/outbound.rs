@@ -90,7 +90,8 @@ impl Node {
         let Some(leg) = peer.leg() else { return };
         let room = (mtu + session::PADDING + session::OVERHEAD).max(HANDSHAKE_LEN);
         loop {
-            let sent = leg.fill(&mut out.outbox, room, |slot| Some(peer.session.flush(slot)).filter(|n| *n > 0));
+            let sent =
+                leg.fill(&mut out.outbox, room, |slot| Some(peer.session.flush(slot)).filter(|n| *n > 0));
             let Some(n) = sent else { break };
             peer.tx_bytes += n.saturating_sub(session::OVERHEAD) as u64;
         }

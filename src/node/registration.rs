@@ -64,7 +64,8 @@ impl Registration {
     pub fn handle_response(&mut self, from: SocketAddr, received: &stun::Received<'_>, now: Instant) -> bool {
         let message = &received.message;
         let asked = self.sent.iter().find(|(id, _)| *id == message.transaction);
-        let (Some((_, at)), stun::Class::Success, Some(mapped)) = (asked, message.class, message.mapped()) else {
+        let (Some((_, at)), stun::Class::Success, Some(mapped)) = (asked, message.class, message.mapped())
+        else {
             return false;
         };
         if from != self.to || !received.is_authentic(&self.key) {
@@ -152,7 +153,8 @@ mod tests {
     use crate::base::rng::Seed;
     use crate::base::time::UnixTime;
 
-    const BROKER: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 6060);
+    const BROKER: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 6060);
     const KEY: [u8; 32] = [5; 32];
 
     #[test]
@@ -201,7 +203,10 @@ mod tests {
 
     fn stamp(request: &[u8]) -> u64 {
         let attributes = stun::Received::parse(request).unwrap().message.attributes;
-        attributes.iter().find_map(|a| if let stun::Attribute::Timestamp(t) = a { Some(*t) } else { None }).unwrap()
+        attributes
+            .iter()
+            .find_map(|a| if let stun::Attribute::Timestamp(t) = a { Some(*t) } else { None })
+            .unwrap()
     }
 
     fn answer(r: &mut Registration, request: &[u8], mapped: SocketAddr, key: &[u8], now: Now) -> bool {

@@ -90,7 +90,8 @@ impl Node {
     /// The link is up.
     pub fn handle_link_up(&mut self, up: LinkUp, now: Now, out: &mut Output) {
         let family = |v4: bool| up.registered.udp.iter().find(|addr| addr.is_ipv4() == v4).copied();
-        let targets = [family(true).filter(|_| self.local.has_v4), family(false).filter(|_| self.local.has_v6)];
+        let targets =
+            [family(true).filter(|_| self.local.has_v4), family(false).filter(|_| self.local.has_v6)];
         self.registrations = targets
             .into_iter()
             .flatten()
@@ -193,8 +194,11 @@ impl Node {
     }
 
     pub(super) fn announce_directory(&self, out: &mut Output) {
-        let mut all: Vec<_> =
-            self.directory.iter().map(|known| (known.certificate.subject.uri.name.clone(), known.addrs)).collect();
+        let mut all: Vec<_> = self
+            .directory
+            .iter()
+            .map(|known| (known.certificate.subject.uri.name.clone(), known.addrs))
+            .collect();
         all.push((self.me.certificate.subject.uri.name.clone(), self.me.addrs));
         all.sort();
         out.notices.push_back(Notice::Directory(all));
@@ -228,9 +232,12 @@ impl Node {
             Kind::Stock { .. } => None,
         });
         let same_family = relay.filter(|seen| seen.is_ipv4() == mapped.is_ipv4());
-        let mapping = mapping_of(local.copied().unwrap_or(SocketAddr::from(([0; 4], 0))), mapped, same_family);
+        let mapping =
+            mapping_of(local.copied().unwrap_or(SocketAddr::from(([0; 4], 0))), mapped, same_family);
         let passes = Some(true);
-        if (mapping != Mapping::Unknown && mapping != self.profile.udp.mapping) || self.profile.udp.passes != passes {
+        if (mapping != Mapping::Unknown && mapping != self.profile.udp.mapping)
+            || self.profile.udp.passes != passes
+        {
             self.profile.udp.passes = passes;
             if mapping != Mapping::Unknown {
                 self.profile.udp.mapping = mapping;
@@ -266,7 +273,8 @@ impl Node {
         tracing::debug!(peer = %name, attempt = %offer.attempt, ?side, candidates = offer.candidates.len(), relays = relays.len(), "introduced");
         let direct: Vec<SocketAddr> =
             plan::udp_targets(&self.local, &offer.candidates).into_iter().take(ANSWERS_DIRECT).collect();
-        let introduction = Introduction { attempt: offer.attempt, side, candidates: offer.candidates, relays };
+        let introduction =
+            Introduction { attempt: offer.attempt, side, candidates: offer.candidates, relays };
         if let Some(Peer { kind: Kind::Mesh(mesh), .. }) = self.peers.get_mut(id) {
             mesh.profile = offer.profile;
             // Whoever was asked for has somebody who wants to talk.
@@ -290,7 +298,10 @@ impl Node {
     fn on_found(&mut self, addr: IpAddr, member: &MemberRecord, now: Now, out: &mut Output) {
         let Some((_, waiting)) = self.unknown.remove(&addr) else { return };
         let Some(name) = self.learn(member, now, out) else { return };
-        let Some(known) = self.directory.get(&name).filter(|known| known.addrs.contains(addr)).cloned() else { return };
+        let Some(known) = self.directory.get(&name).filter(|known| known.addrs.contains(addr)).cloned()
+        else {
+            return;
+        };
         let id = self.peer_of(&known, now);
         if let Some(peer) = self.peers.get_mut(id) {
             for packet in &waiting {
@@ -392,9 +403,15 @@ impl Node {
 
     fn believe(&self, der: &[u8], now: Now) -> Option<Certificate> {
         let verified = self.me.anchor.verify(der, now.unix).and_then(|certificate| {
-            if self.revocations.contains(&certificate.serial) { Err(CertError::Revoked) } else { Ok(certificate) }
+            if self.revocations.contains(&certificate.serial) {
+                Err(CertError::Revoked)
+            } else {
+                Ok(certificate)
+            }
         });
-        verified.inspect_err(|error| tracing::debug!(%error, "a certificate from the broker is not believed")).ok()
+        verified
+            .inspect_err(|error| tracing::debug!(%error, "a certificate from the broker is not believed"))
+            .ok()
     }
 
     fn request(&mut self, pending: Pending, message: impl FnOnce(RequestId) -> ToBroker, out: &mut Output) {

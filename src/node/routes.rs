@@ -50,9 +50,12 @@ mod tests {
         routes.insert("10.77.0.0/24".parse().unwrap(), wide);
         routes.insert("10.77.0.9/32".parse().unwrap(), narrow);
         routes.insert("fd00::9/128".parse().unwrap(), narrow);
-        for (addr, owner) in
-            [("10.77.0.9", Some(narrow)), ("10.77.0.8", Some(wide)), ("10.78.0.1", None), ("fd00::9", Some(narrow))]
-        {
+        for (addr, owner) in [
+            ("10.77.0.9", Some(narrow)),
+            ("10.77.0.8", Some(wide)),
+            ("10.78.0.1", None),
+            ("fd00::9", Some(narrow)),
+        ] {
             assert_eq!(routes.owner(addr.parse().unwrap()), owner, "{addr}");
         }
         routes.remove(narrow);

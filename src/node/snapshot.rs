@@ -21,8 +21,10 @@ use crate::path::effort::Effort;
 
 impl Node {
     pub(super) fn snapshot(&self, now: Now) -> Snapshot {
-        let mut peers: Vec<PeerStatus> = self.peers.iter().map(|(_, peer)| self.peer_status(peer, now)).collect();
-        let others = self.directory.iter().filter(|known| self.peers.by_key(&known.certificate.subject.wg).is_none());
+        let mut peers: Vec<PeerStatus> =
+            self.peers.iter().map(|(_, peer)| self.peer_status(peer, now)).collect();
+        let others =
+            self.directory.iter().filter(|known| self.peers.by_key(&known.certificate.subject.wg).is_none());
         peers.extend(others.map(stranger_status));
         peers.sort_by(|a, b| a.name.cmp(&b.name));
         Snapshot {
@@ -112,9 +114,12 @@ pub(super) fn path_kind(peer: &Peer) -> PathKind {
 /// A member's overlay addresses.
 pub(super) fn addrs(peer: &Peer) -> Vec<IpAddr> {
     match &peer.kind {
-        Kind::Mesh(mesh) => {
-            mesh.certificate.subject.addrs.map(|a| vec![IpAddr::V4(a.v4), IpAddr::V6(a.v6)]).unwrap_or_default()
-        }
+        Kind::Mesh(mesh) => mesh
+            .certificate
+            .subject
+            .addrs
+            .map(|a| vec![IpAddr::V4(a.v4), IpAddr::V6(a.v6)])
+            .unwrap_or_default(),
         Kind::Stock { .. } => Vec::new(),
     }
 }
@@ -155,7 +160,10 @@ fn stranger_status(known: &Known) -> PeerStatus {
 /// What the two NATs say about why there is no direct path.
 fn nat_reason(ours: &Profile, peer: &Mesh, blocked: bool, udp: bool) -> Option<String> {
     let per_destination = |mapping: Mapping| {
-        matches!(mapping, Mapping::AddressDependent | Mapping::AddressAndPortDependent | Mapping::SessionDependent)
+        matches!(
+            mapping,
+            Mapping::AddressDependent | Mapping::AddressAndPortDependent | Mapping::SessionDependent
+        )
     };
     let theirs = &peer.profile;
     let reason = if !udp {
