@@ -11,8 +11,7 @@ pub struct View {
     pub source: IpAddr,
     /// Destination.
     pub destination: IpAddr,
-    /// What routing needs to know of a packet.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    /// Whether it is IPv6.
     pub is_v6: bool,
     /// Length by the header, at most the buffer.
     pub total_len: usize,
