@@ -18,9 +18,13 @@
 
 pub mod client;
 pub mod server;
-#[cfg(test)]
-mod server_tests;
+
 mod sources;
 mod table;
+
+#[cfg(test)]
+mod client_tests;
+#[cfg(test)]
+mod server_tests;
 #[cfg(test)]
 mod testing;

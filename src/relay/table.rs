@@ -121,6 +121,8 @@ struct Side {
     pass: Option<Pass>,
     stamp: u64,
     spot: Option<Spot>,
+    /// The channel it had last: kept wherever it goes, as far as possible.
+    channel: Option<Channel>,
     heard: Instant,
     held: Held,
 }
@@ -197,7 +199,7 @@ impl Session {
 
 impl Side {
     fn new(stamp: u64, now: Instant) -> Self {
-        Self { pass: None, stamp, spot: None, heard: now, held: Held::default() }
+        Self { pass: None, stamp, spot: None, channel: None, heard: now, held: Held::default() }
     }
 }
 
@@ -322,8 +324,9 @@ impl Table {
         {
             return Err(Reject::Full);
         }
-        let old = found.and_then(|found| found.side(end).spot);
-        let channel = self.channel_at(door, old, rng).ok_or(Reject::Full)?;
+        let side = found.map(|found| found.side(end));
+        let (old, last) = side.map_or((None, None), |side| (side.spot, side.channel));
+        let channel = self.channel_at(door, old, last, rng).ok_or(Reject::Full)?;
 
         // Nothing can be refused from here on.
         if let Some(member) = newcomer {
@@ -348,6 +351,7 @@ impl Table {
         }
         if let Some(side) = self.side_mut(seat) {
             side.spot = Some(spot);
+            side.channel = Some(channel);
             side.stamp = stamp;
             side.heard = now;
             if let Some(pass) = pass {
@@ -434,12 +438,19 @@ impl Table {
         Some(self.sessions.get_mut(seat.slot)?.as_mut()?.side_mut(seat.end))
     }
 
-    /// A channel for a side at `door`: the number it had, if it is free there; else any.
-    fn channel_at(&self, door: Door, old: Option<Spot>, rng: &mut Rng) -> Option<Channel> {
-        if let Some(old) = old
-            && (old.door == door || !self.by_spot.contains_key(&Spot { door, channel: old.channel }))
-        {
+    /// A channel for a side at `door`: the number it had last, if it is free there; else any.
+    fn channel_at(
+        &self,
+        door: Door,
+        old: Option<Spot>,
+        last: Option<Channel>,
+        rng: &mut Rng,
+    ) -> Option<Channel> {
+        if let Some(old) = old.filter(|old| old.door == door) {
             return Some(old.channel);
+        }
+        if let Some(last) = last.filter(|last| !self.by_spot.contains_key(&Spot { door, channel: *last })) {
+            return Some(last);
         }
         (0..CHANNEL_TRIES)
             .map(|_| Channel::new(u16::try_from(rng.below(0x1000)).unwrap_or(0)))
