@@ -132,8 +132,8 @@ pub(super) struct DownArgs {
     /// Also remove what a daemon that was killed left behind (interface, routes, names)
     #[arg(long)]
     pub(super) cleanup: bool,
-    /// Whose leftovers to remove [default: as configured, or /var/lib/ntcp-overlay]
-    #[arg(long, value_name = "DIR", env = "NTCP_STATE_DIR", requires = "cleanup")]
+    /// With --cleanup: whose leftovers to remove [default: as configured, or /var/lib/ntcp-overlay]
+    #[arg(long, value_name = "DIR", env = "NTCP_STATE_DIR")]
     pub(super) state_dir: Option<PathBuf>,
 }
 

@@ -11,7 +11,7 @@ use crate::config::settings::DEFAULT_CONFIG;
 use crate::config::settings::Overrides;
 
 pub(super) fn run(args: &CheckConfigArgs) -> anyhow::Result<Exit> {
-    let path = args.file.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG));
+    let path = args.file.as_deref().unwrap_or_else(|| Path::new(DEFAULT_CONFIG));
     let Loaded { settings, warnings } = load::load(Some(path), Overrides::default())?;
     load::invite(&settings)?;
     for warning in warnings {

@@ -95,7 +95,6 @@ fn spawn(log: File) -> anyhow::Result<Child> {
 }
 
 /// The same arguments without `--detach`, and the token apart: it must not stay in `ps`.
-
 fn child_args(args: impl Iterator<Item = OsString>) -> (Vec<OsString>, Option<OsString>) {
     let mut kept = Vec::new();
     let mut join = None;

@@ -50,7 +50,10 @@ pub fn main() -> ExitCode {
     match run(line.command) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            eprintln!("ntcp-overlay: {error:#}");
+            let text = format!("{error:#}");
+            // "ntcp-overlay is not running" needs no one to say it.
+            let speaker = if text.starts_with("ntcp-overlay") { "" } else { "ntcp-overlay: " };
+            eprintln!("{speaker}{text}");
             exit::of(&error).into()
         }
     }

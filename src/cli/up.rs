@@ -34,7 +34,9 @@ pub(super) fn run(args: UpArgs) -> anyhow::Result<Exit> {
 }
 
 fn overrides(args: UpArgs) -> Overrides {
-    let join = args.join.as_deref().map(Secret::parse).or_else(|| args.join_file.map(Secret::File));
+    // Set but empty is how unit files say "none".
+    let token = args.join.as_deref().filter(|token| !token.trim().is_empty());
+    let join = token.map(Secret::parse).or_else(|| args.join_file.map(Secret::File));
     Overrides {
         state_dir: args.state_dir,
         control: args.control,

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 
+use super::build::Surroundings;
 use super::exit::Failure;
 use super::file;
 use super::settings::DEFAULT_CONFIG;
@@ -14,7 +15,6 @@ use super::settings::DEFAULT_STATE_DIR;
 use super::settings::Overrides;
 use super::settings::Secret;
 use super::settings::Settings;
-use super::settings::Surroundings;
 use crate::wire::enroll::Invite;
 
 /// Larger is not a configuration, bytes.
@@ -34,7 +34,7 @@ pub struct Loaded {
 /// # Errors
 /// A [`Failure`] with the file's name, line and column.
 pub fn load(path: Option<&Path>, over: Overrides) -> anyhow::Result<Loaded> {
-    let (path, must_exist) = path.map_or((Path::new(DEFAULT_CONFIG), false), |path| (path, true));
+    let (path, must_exist) = path.map_or_else(|| (Path::new(DEFAULT_CONFIG), false), |path| (path, true));
     let text = match fs::metadata(path) {
         Ok(meta) if meta.len() > MAX_FILE => {
             return Err(Failure::config(format!(
@@ -54,9 +54,10 @@ pub fn load(path: Option<&Path>, over: Overrides) -> anyhow::Result<Loaded> {
     let holds_secret = parsed.file.member.join.as_deref().is_some_and(|join| !join.starts_with("file:"))
         || parsed.file.wireguard_peer.iter().any(|peer| peer.preshared_key.is_some());
     let mut warnings = Vec::new();
-    if holds_secret && is_exposed(path) {
+    // The service's own group may read it (packaging/).
+    if holds_secret && lets_in(path, 0o007) {
         warnings.push(format!(
-            "{} holds a secret and others can read it: chmod 600 it, or keep the secret in a file of its own",
+            "{} holds a secret and others can read it: chmod o= it, or keep the secret in a file of its own",
             path.display()
         ));
     }
@@ -121,15 +122,16 @@ fn hostname() -> String {
 }
 
 fn read_secret(path: &Path) -> Result<String, String> {
-    if is_exposed(path) {
+    if lets_in(path, 0o077) {
         return Err(format!("names {}, which others can read: chmod 600 it", path.display()));
     }
     fs::read_to_string(path)
         .map_err(|error| format!("names {}, which cannot be read: {error}", path.display()))
 }
 
-fn is_exposed(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0)
+/// Whether the file's mode has any of these bits.
+fn lets_in(path: &Path, bits: u32) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & bits != 0)
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Failure {

@@ -7,6 +7,7 @@
 //!
 //! The way is pure ([`file::parse`], [`settings::Settings::build`]); only [`load::load`] touches the disk.
 
+pub mod build;
 pub mod credentials;
 pub mod exit;
 pub mod file;

@@ -190,7 +190,7 @@ async fn read_line(read: &mut BufReader<OwnedReadHalf>) -> io::Result<Line> {
 async fn answer(line: &[u8], asker: Asker, asks: &mpsc::Sender<Ask>) -> Reply {
     let request = match parse(line) {
         Ok(request) => request,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let daemon = rustix::process::geteuid().as_raw();
     if !asker.may(&request, daemon) {
@@ -210,8 +210,8 @@ async fn answer(line: &[u8], asker: Asker, asks: &mpsc::Sender<Ask>) -> Reply {
 }
 
 /// Reads the schema first, so that a newer command gets a sensible answer from an older daemon.
-fn parse(line: &[u8]) -> Result<Request, Reply> {
-    let malformed = |text: String| Reply::refused(Reason::Malformed, text);
+fn parse(line: &[u8]) -> Result<Request, Box<Reply>> {
+    let malformed = |text: String| Box::new(Reply::refused(Reason::Malformed, text));
     let value: serde_json::Value =
         serde_json::from_slice(line).map_err(|error| malformed(format!("not JSON: {error}")))?;
     if value.get("schema").and_then(serde_json::Value::as_u64) != Some(u64::from(SCHEMA)) {

@@ -15,7 +15,7 @@ fn build(text: &str, over: Overrides) -> Result<Settings, ConfigError> {
 }
 
 fn settings(text: &str) -> Settings {
-    build(text, Overrides::default()).unwrap_or_else(|error| panic!("{error} in {text}"))
+    build(text, Overrides::default()).unwrap()
 }
 
 fn problem(text: &str) -> String {
@@ -49,7 +49,7 @@ fn the_example_states_every_key_and_its_true_default() {
         })
         .map(|line| format!("{line}\n"))
         .collect();
-    let parsed = file::parse(&uncommented).unwrap_or_else(|error| panic!("{error}"));
+    let parsed = file::parse(&uncommented).unwrap();
     for section in crate::config::schema::SECTIONS {
         for (key, _) in section.keys {
             let path = match (section.name, section.repeated) {
@@ -178,7 +178,8 @@ fn a_stock_wireguard_peer_is_read_with_its_preshared_key() {
     let s = settings(&peer(
         "endpoint = \"192.0.2.1:51820\"\npreshared_key_file = \"/psk\"\npersistent_keepalive = 25",
     ));
-    let [peer] = s.wireguard_peers.as_slice() else { panic!("one peer") };
+    assert_eq!(s.wireguard_peers.len(), 1);
+    let peer = &s.wireguard_peers[0];
     assert_eq!(peer.preshared_key, Some(KEY.parse::<WgPublic>().unwrap().0));
     assert_eq!(peer.addresses[0].to_string(), "10.77.255.1/32");
     assert_eq!((peer.endpoint, peer.persistent_keepalive), ("192.0.2.1:51820".parse().ok(), Some(25)));
