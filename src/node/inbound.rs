@@ -261,9 +261,9 @@ fn accept(
     from_peer: impl Fn(IpAddr) -> bool,
     for_us: impl Fn(IpAddr) -> bool,
 ) -> Option<Range<usize>> {
-    let view = ip::parse(bytes).ok()?;
-    (from_peer(view.source) && for_us(view.destination))
-        .then(|| range.start..range.start + view.total_len.min(bytes.len()))
+    let packet = ip::Packet::parse(bytes).ok()?;
+    (from_peer(packet.source()) && for_us(packet.destination()))
+        .then(|| range.start..range.start + packet.bytes().len())
 }
 
 /// What a handshake's cookie and rate limit are bound to. A relay's messages all come from one address, so the channel

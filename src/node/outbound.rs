@@ -25,18 +25,18 @@ impl Node {
     /// A packet of the device: the first `len` bytes of `buffer`, which should be 16 bytes longer (padding).
     pub fn handle_packet(&mut self, buffer: &mut [u8], len: usize, now: Now, out: &mut Output) {
         let Some(packet) = buffer.get_mut(..len) else { return };
-        let Ok(view) = ip::parse(packet) else {
+        let Ok(view) = ip::Packet::parse(packet) else {
             self.counters.malformed += 1;
             return;
         };
-        let to = view.destination;
+        let to = view.destination();
         let Some(id) = self.routes.owner(to) else { return self.handle_unrouted(to, packet, now, out) };
         let Some(peer) = self.peers.get_mut(id) else { return };
         if let Some(path) = peer.path_mut() {
             path.handle_demand(now.instant);
         }
         let full_size = matches!(&peer.kind, Kind::Mesh(mesh) if mesh.path.passes_full_size());
-        let mss = if full_size { mss_of(self.config.mtu, view.is_v6) } else { SAFE_MSS };
+        let mss = if full_size { mss_of(self.config.mtu, to.is_ipv6()) } else { SAFE_MSS };
         let _ = ip::clamp_mss(packet, mss);
         let padded = len + session::padding(len, self.config.mtu);
         let padded = if padded <= buffer.len() { padded } else { len };
