@@ -82,8 +82,8 @@ pub fn is_enrolled(dir: &Path) -> bool {
 pub fn load(dir: &Path) -> anyhow::Result<Credentials> {
     let anchor = load_anchor(dir)?;
     let path = dir.join(CERTIFICATE);
-    let certificate =
-        Certificate::parse(&read_pem(&path)?).map_err(|error| anyhow!("{}: {error}", path.display()))?;
+    let certificate = Certificate::parse(&read_certificate(&path)?)
+        .map_err(|error| anyhow!("{}: {error}", path.display()))?;
     let (key, wg) = load_keys(dir)?;
     put_together(dir, anchor, certificate, key, wg)
 }
@@ -142,7 +142,7 @@ pub fn replace_certificate(dir: &Path, der: &[u8]) -> anyhow::Result<Credentials
 /// Missing or not a CA certificate.
 pub fn load_anchor(dir: &Path) -> anyhow::Result<TrustAnchor> {
     let path = dir.join(CA_CERTIFICATE);
-    TrustAnchor::parse(&read_pem(&path)?)
+    TrustAnchor::parse(&read_certificate(&path)?)
         .map_err(|_| anyhow!("{}: not the CA certificate of an overlay network", path.display()))
 }
 
@@ -284,10 +284,15 @@ fn put_together(
     })
 }
 
-fn read_pem(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+/// The DER in a PEM file.
+///
+/// # Errors
+/// If there is none.
+pub fn read_certificate(path: &Path) -> anyhow::Result<Vec<u8>> {
     let bytes = read(path, false).map_err(|error| unreadable(path, error))?;
     let text = std::str::from_utf8(&bytes).unwrap_or_default();
     pem::decode(PEM_CERTIFICATE, text)
+        .map(|der| der.to_vec())
         .ok_or_else(|| anyhow!("{}: not a certificate in PEM (\"BEGIN CERTIFICATE\")", path.display()))
 }
 
