@@ -1,5 +1,6 @@
 //! Floor: engine.
 
+pub mod broker;
 pub mod cleanup;
 pub mod clock;
 pub mod dial;
