@@ -4,6 +4,7 @@ pub mod broker;
 pub mod cleanup;
 pub mod clock;
 pub mod dial;
+pub mod enroll;
 pub mod framed;
 pub mod link;
 pub mod relay;

@@ -1,3 +1,573 @@
-//! The broker's acting half: its database, its TLS server, its UDP sockets.
+//! The broker's acting half: TLS connections, UDP sockets, the database, around the value [`crate::broker`].
+//!
+//! Four kinds of activity share one [`hub`]: tasks of the tokio runtime (listeners, one task per connection), one thread
+//! per UDP socket ([`udp`]), and one thread that signs and writes the database ([`work`], [`store`]), so that no
+//! connection waits for the disk. The thinking value stands behind one lock that is held for microseconds; UDP
+//! registrations that change nothing do not take it.
+//!
+//! Everything that a member is told was on disk before: an invite is used up and its member inserted in one transaction.
+//! What is lost with the process is presence, and members bring that back when they reconnect.
 
+mod hub;
+mod server;
 pub mod store;
+mod udp;
+mod work;
+
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use anyhow::bail;
+use ipnetwork::Ipv4Network;
+use rustix::event::EventfdFlags;
+use socket2::Domain;
+use socket2::Protocol;
+use socket2::SockAddr;
+use socket2::Socket;
+use socket2::Type;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::broker::registry::Broker;
+use crate::broker::registry::Settings;
+use crate::config::credentials;
+use crate::config::settings::Listen;
+use crate::engine::broker::hub::Hub;
+use crate::engine::broker::store::Grant;
+use crate::engine::broker::store::Store;
+use crate::engine::broker::work::Work;
+use crate::engine::broker::work::Worker;
+use crate::engine::broker::work::ask;
+use crate::engine::clock;
+use crate::engine::tls;
+use crate::identity::authority::Authority;
+use crate::identity::authority::default_lifetime;
+use crate::identity::authority::validity;
+use crate::identity::certificate::Certificate;
+use crate::identity::certificate::Roles;
+use crate::identity::certificate::Serial;
+use crate::identity::certificate::Subject;
+use crate::identity::credentials::Credentials;
+use crate::identity::names::GroupName;
+use crate::identity::names::MemberName;
+use crate::identity::names::MemberUri;
+use crate::identity::names::NetworkName;
+use crate::io::netlink::Netlink;
+use crate::nat::candidate::Candidate;
+use crate::wire::enroll::BrokerAddr;
+use crate::wire::enroll::Invite;
+
+/// The database's name in the broker's directory.
+pub const DATABASE: &str = "broker.redb";
+/// Connections that wait to be accepted, per address.
+const BACKLOG: i32 = 256;
+/// Between two looks at what has run out.
+const TICK: Duration = Duration::from_secs(1);
+/// Between two looks at the broker's own certificate.
+const RENEWAL_TICKS: u64 = 3600;
+/// Addresses in one invite.
+const MAX_ADVERTISED: usize = 16;
+/// How many ports are tried when the kernel chooses one that must be free for TCP and UDP both.
+const PORT_TRIES: usize = 16;
+
+/// What a broker needs.
+#[derive(Clone, Debug)]
+pub struct BrokerConfig {
+    /// Where it listens, TCP and UDP.
+    pub listen: Vec<Listen>,
+    /// How others reach it; empty for "at the addresses of this machine".
+    pub advertise: Vec<BrokerAddr>,
+    /// Its directory, where the database lies beside the keys.
+    pub dir: PathBuf,
+    /// Who it is.
+    pub credentials: Credentials,
+    /// The CA, if this broker may sign.
+    pub authority: Option<Authority>,
+    /// How long the certificates that it signs for members are valid.
+    pub certificate_ttl: Duration,
+}
+
+/// A member, for the administrator's eyes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MemberInfo {
+    /// Its newest certificate.
+    pub certificate: Certificate,
+    /// Whether it is connected.
+    pub online: bool,
+    /// When it last was; the epoch if never.
+    pub last_seen: crate::base::time::UnixTime,
+}
+
+/// What a broker did since it started, and what it holds now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stats {
+    /// Members and relays that are registered now.
+    pub online: u64,
+    /// Connections with a certificate now.
+    pub connections: u64,
+    /// TCP connections that came in.
+    pub accepted: u64,
+    /// Closed at once: too many, or too fast.
+    pub denied: u64,
+    /// Closed without an answer: what came first was no hello to a broker.
+    pub garbage: u64,
+    /// TLS that failed, mostly over certificates.
+    pub handshake_failed: u64,
+    /// Messages that made no sense, or came from guests and were no `Redeem`.
+    pub malformed: u64,
+    /// Connections cut because they did not read.
+    pub slow: u64,
+    /// Machines enrolled.
+    pub enrolled: u64,
+    /// Machines not enrolled.
+    pub refused_guests: u64,
+    /// Registrations of members and relays.
+    pub registered: u64,
+    /// Introductions.
+    pub introduced: u64,
+    /// Handshake messages handed on.
+    pub conveyed: u64,
+    /// Requests over a member's rate.
+    pub rate_limited: u64,
+    /// UDP registrations accepted.
+    pub udp_registrations: u64,
+    /// Plain Binding requests answered.
+    pub udp_bindings: u64,
+    /// UDP messages that deserved no answer: forged, replayed, of nobody connected.
+    pub udp_refused: u64,
+    /// Binding requests over a source's rate.
+    pub udp_limited: u64,
+    /// Datagrams that were no STUN.
+    pub udp_garbage: u64,
+}
+
+/// Starts brokers.
+#[derive(Debug)]
+pub struct BrokerServer;
+
+/// A running broker. Dropping it stops the broker too, but does not wait for it.
+#[derive(Debug)]
+pub struct Handle {
+    hub: Arc<Hub>,
+    anchor: crate::identity::certificate::TrustAnchor,
+    advertise: Vec<BrokerAddr>,
+    listen: Vec<SocketAddr>,
+    tasks: Vec<JoinHandle<()>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    stop: Arc<OwnedFd>,
+}
+
+impl BrokerServer {
+    /// Opens the database and the sockets and begins to serve, on the current tokio runtime. When this returns, members
+    /// can connect.
+    ///
+    /// # Errors
+    /// Which address cannot be listened on or what is wrong with the database, and what to do about it.
+    pub async fn start(config: BrokerConfig) -> anyhow::Result<Handle> {
+        let BrokerConfig { listen, advertise, dir, credentials, authority, certificate_ttl } = config;
+        if !credentials.certificate.subject.roles.broker {
+            bail!("the certificate in {} does not grant the broker's role", dir.display());
+        }
+        let anchor = credentials.anchor.clone();
+        let store = Store::open(&dir.join(DATABASE), anchor.clone())?;
+        store.remember(&credentials.certificate, clock::now().unix)?;
+        let (revocations, signed) = store.revocations()?;
+        let (tcp, udp) = open_sockets(&listen)?;
+        let addresses = tcp.iter().map(std::net::TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
+
+        let settings = Settings {
+            key: credentials.key.clone(),
+            prefix: anchor.prefix,
+            prefix_v6: anchor.overlay_prefix_v6(),
+            advertised_udp: advertised_udp(&advertise, &addresses),
+            udp_port: addresses.first().map(SocketAddr::port),
+        };
+        let broker = Broker::new(settings, store.directory()?, revocations, signed, clock::seed());
+        let (work, orders) = std::sync::mpsc::channel();
+        let hub = Arc::new(Hub::new(broker, anchor.clone(), tls::server(&credentials)?, work));
+        let stop = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC).context("no event descriptor")?);
+
+        let mut handle = Handle {
+            hub: Arc::clone(&hub),
+            anchor,
+            advertise,
+            listen: addresses,
+            tasks: Vec::new(),
+            threads: Vec::new(),
+            stop: Arc::clone(&stop),
+        };
+        let worker =
+            Worker { hub: Arc::clone(&hub), store, authority, credentials, dir, lifetime: certificate_ttl };
+        handle.threads.push(work::spawn(worker, orders).context("no thread for the database")?);
+        for socket in udp {
+            let thread = udp::spawn(Arc::clone(&hub), socket, Arc::clone(&stop));
+            handle.threads.push(thread.context("no thread for UDP")?);
+        }
+        for listener in tcp {
+            let listener = TcpListener::from_std(listener).context("the runtime cannot watch a socket")?;
+            handle.tasks.push(tokio::spawn(server::listen(Arc::clone(&hub), listener)));
+        }
+        handle.tasks.push(tokio::spawn(tick(hub)));
+        Ok(handle)
+    }
+}
+
+impl Handle {
+    /// Makes an invite: a machine that shows it becomes a member (with `roles.relay`, also or only a relay) of `groups`,
+    /// named `name` or as it likes, if it does so within `ttl`.
+    ///
+    /// # Errors
+    /// If this broker cannot sign, knows no address to put into it, or cannot write its database.
+    pub async fn create_invite(
+        &self,
+        name: Option<MemberName>,
+        mut groups: Vec<GroupName>,
+        roles: Roles,
+        ttl: Duration,
+    ) -> anyhow::Result<Invite> {
+        if roles.broker || !(roles.member || roles.relay) {
+            bail!("an invite is for a member or a relay; a broker's certificate comes from `cert sign`");
+        }
+        groups.sort();
+        groups.dedup();
+        let brokers = self.reachable_at().await?;
+        let secret: [u8; 32] = clock::random();
+        let grant = Grant { name, groups, roles, expires: clock::now().unix.plus(ttl) };
+        ask(&self.hub.work, |answer| Work::AddInvite { secret, grant: Box::new(grant), answer }).await?;
+        Ok(Invite { network: self.anchor.network.clone(), ca: self.anchor.fingerprint(), secret, brokers })
+    }
+
+    /// Takes a member's certificates back: it is cut off, its name is free, and everybody hears of it. Answers the
+    /// version of the new list.
+    ///
+    /// # Errors
+    /// If there is no such member, this broker cannot sign, or it cannot write its database.
+    pub async fn revoke(&self, name: MemberName) -> anyhow::Result<u64> {
+        ask(&self.hub.work, |answer| Work::Revoke { name, answer }).await
+    }
+
+    /// Puts a revocation list into force that was signed elsewhere. Answers its version.
+    ///
+    /// # Errors
+    /// If the CA did not sign it, it is not newer, or the database cannot be written.
+    pub async fn import_revocations(&self, signed: Vec<u8>) -> anyhow::Result<u64> {
+        ask(&self.hub.work, |answer| Work::Import { signed, answer }).await
+    }
+
+    /// Every member and relay, in order of name.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub async fn members(&self) -> anyhow::Result<Vec<MemberInfo>> {
+        // The worker answers in order, so whatever was written before is seen.
+        let stored = ask(&self.hub.work, |answer| Work::Members { answer }).await?;
+        let online: Vec<MemberName> = self.hub.with_broker(|broker, _, _| {
+            broker.members().filter(|(.., online)| *online).map(|(name, ..)| name.clone()).collect()
+        });
+        let members = stored.into_iter().filter(|m| !m.certificate.subject.roles.broker).map(|member| {
+            let online = online.contains(&member.certificate.subject.uri.name);
+            MemberInfo { online, last_seen: member.last_seen, certificate: member.certificate }
+        });
+        Ok(members.collect())
+    }
+
+    /// Offers members a relay that runs in this process. An unspecified address in `endpoints` stands for the address at
+    /// which a member reached this broker.
+    pub fn add_local_relay(&self, certificate: Certificate, endpoints: &[Candidate]) {
+        self.hub.order(Work::Remember(Box::new(certificate.clone())));
+        self.hub.with_broker(|broker, _, _| broker.handle_local_relay(certificate, endpoints));
+    }
+
+    /// Signs anew for another server role of this process, if it is time and this broker can.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub async fn renew_server(&self, credentials: Credentials) -> anyhow::Result<Option<Certificate>> {
+        let credentials = Box::new(credentials);
+        ask(&self.hub.work, |answer| Work::RenewServer { credentials, answer }).await
+    }
+
+    /// The addresses that it listens on; ports are final.
+    #[must_use]
+    pub fn listen(&self) -> &[SocketAddr] {
+        &self.listen
+    }
+
+    /// Where to tell others to reach it: as configured, otherwise the addresses of this machine.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn reachable_at(&self) -> anyhow::Result<Vec<BrokerAddr>> {
+        let mut all = self.advertise.clone();
+        if all.is_empty() {
+            let (open, fixed): (Vec<SocketAddr>, Vec<SocketAddr>) =
+                self.listen.iter().partition(|addr| addr.ip().is_unspecified());
+            all.extend(fixed.into_iter().map(BrokerAddr::Addr));
+            if !open.is_empty() {
+                let local = Netlink::open()?.local_addresses(None).await?;
+                all.extend(addresses_for(&open, &local, self.anchor.prefix).map(BrokerAddr::Addr));
+            }
+        }
+        all.truncate(MAX_ADVERTISED);
+        if all.is_empty() {
+            bail!(
+                "this machine has no address that others could reach: set `advertise` to the broker's address"
+            );
+        }
+        Ok(all)
+    }
+
+    /// What it did and holds.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let hub = &self.hub;
+        let (tcp, udp) = (&hub.tcp_counters, &hub.udp_counters);
+        let (online, counters) = hub.with_broker(|broker, _, _| (broker.online(), broker.counters()));
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let size = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        Stats {
+            online: size(online),
+            connections: size(hub.connections()),
+            accepted: read(&tcp.accepted),
+            denied: read(&tcp.denied),
+            garbage: read(&tcp.garbage),
+            handshake_failed: read(&tcp.handshake_failed),
+            malformed: read(&tcp.malformed),
+            slow: read(&tcp.slow),
+            enrolled: read(&tcp.enrolled),
+            refused_guests: read(&tcp.refused_guests),
+            registered: counters.registered,
+            introduced: counters.introduced,
+            conveyed: counters.conveyed,
+            rate_limited: counters.rate_limited,
+            udp_registrations: read(&udp.registrations),
+            udp_bindings: read(&udp.bindings),
+            udp_refused: read(&udp.refused),
+            udp_limited: read(&udp.limited),
+            udp_garbage: read(&udp.garbage),
+        }
+    }
+
+    /// Closes everything and waits until the database is closed: another broker may use it then.
+    pub async fn shutdown(mut self) {
+        self.stop();
+        for task in std::mem::take(&mut self.tasks) {
+            let _ = task.await;
+        }
+        let threads = std::mem::take(&mut self.threads);
+        let join = move || threads.into_iter().for_each(|thread| drop(thread.join()));
+        let _ = tokio::task::spawn_blocking(join).await;
+    }
+
+    fn stop(&self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+        self.hub.close_all();
+        self.hub.order(Work::Stop);
+        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Founds a network on this machine: a CA, a broker and a relay, each with keys and certificate, in `state_dir/broker`
+/// (which gets the CA's key too) and `state_dir/relay`.
+///
+/// # Errors
+/// If a directory holds an identity already, or cannot be written.
+pub fn create_network(
+    state_dir: &Path,
+    network: &NetworkName,
+    prefix: Ipv4Network,
+) -> anyhow::Result<(Authority, Credentials, Credentials)> {
+    let (broker, relay) = (state_dir.join("broker"), state_dir.join("relay"));
+    let authority = credentials::create_authority(&broker, network, prefix, clock::now().unix)?;
+    let broker = create_server(&broker, &authority, "broker", Roles::BROKER)?;
+    let relay = create_server(&relay, &authority, "relay", Roles::RELAY)?;
+    Ok((authority, broker, relay))
+}
+
+fn create_server(dir: &Path, authority: &Authority, name: &str, roles: Roles) -> anyhow::Result<Credentials> {
+    let (key, wg) = credentials::keys_or_new(dir)?;
+    let network = authority.anchor().network.clone();
+    let uri = MemberUri { network, name: name.parse().context("a server's name")? };
+    let subject = Subject { uri, roles, addrs: None, groups: Vec::new(), wg: wg.public() };
+    let (from, until) = validity(clock::now().unix, default_lifetime(roles));
+    let certificate = authority.sign(&subject, &key.public(), Serial::generate(), from, until)?;
+    credentials::store_new(dir, authority.anchor(), &certificate)
+}
+
+async fn tick(hub: Arc<Hub>) {
+    let mut ticks: u64 = 0;
+    loop {
+        if ticks.is_multiple_of(RENEWAL_TICKS) {
+            hub.order(Work::RenewOwn);
+        }
+        ticks += 1;
+        tokio::time::sleep(TICK).await;
+        let now = clock::now().instant;
+        hub.admission.lock().unwrap_or_else(PoisonError::into_inner).sweep(now);
+        hub.redeems.lock().unwrap_or_else(PoisonError::into_inner).sweep(now);
+        hub.with_broker(|broker, now, out| broker.handle_timeout(now, out));
+    }
+}
+
+type Sockets = (Vec<std::net::TcpListener>, Vec<std::net::UdpSocket>);
+
+fn open_sockets(listen: &[Listen]) -> anyhow::Result<Sockets> {
+    let (mut tcp, mut udp) = (Vec::new(), Vec::new());
+    for Listen { addr, optional } in listen {
+        match open_pair(*addr) {
+            Ok((listener, socket)) => {
+                tcp.push(listener);
+                udp.push(socket);
+            }
+            Err(error) if *optional => {
+                tracing::debug!(%addr, error = %format!("{error:#}"), "not listened on")
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if tcp.is_empty() {
+        bail!("the broker has no address to listen on");
+    }
+    Ok((tcp, udp))
+}
+
+/// TCP and UDP on the same port, also when the kernel chooses it.
+fn open_pair(addr: SocketAddr) -> anyhow::Result<(std::net::TcpListener, std::net::UdpSocket)> {
+    let tries = if addr.port() == 0 { PORT_TRIES } else { 1 };
+    let mut last = None;
+    for _ in 0..tries {
+        let tcp = open(addr, Type::STREAM, Protocol::TCP).with_context(|| in_use(addr, "TCP"))?;
+        tcp.listen(BACKLOG).with_context(|| in_use(addr, "TCP"))?;
+        let tcp = std::net::TcpListener::from(tcp);
+        let bound = tcp.local_addr()?;
+        match open(bound, Type::DGRAM, Protocol::UDP) {
+            Ok(udp) => return Ok((tcp, udp.into())),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into())).with_context(|| in_use(addr, "UDP"))
+}
+
+fn open(addr: SocketAddr, kind: Type, protocol: Protocol) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), kind, Some(protocol))?;
+    if addr.is_ipv6() {
+        // 0.0.0.0 and [::] are two sockets, so that each member has one spelling.
+        socket.set_only_v6(true)?;
+    }
+    if kind == Type::STREAM {
+        // After a restart the old connections wait in TIME-WAIT for a minute.
+        socket.set_reuse_address(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::from(addr))?;
+    Ok(socket)
+}
+
+fn in_use(addr: SocketAddr, transport: &str) -> String {
+    format!(
+        "the broker cannot listen on {addr} ({transport}): is another broker running, or does the port need privileges? \
+         Set `listen` in [broker] to another address"
+    )
+}
+
+/// Where members are told to send UDP registrations: literal advertised addresses, with the port that UDP has here.
+fn advertised_udp(advertise: &[BrokerAddr], listen: &[SocketAddr]) -> Vec<SocketAddr> {
+    let is_served = |port: u16| listen.iter().any(|addr| addr.port() == port);
+    let literal = advertise.iter().filter_map(|addr| match addr {
+        BrokerAddr::Addr(addr) => Some(*addr),
+        BrokerAddr::Host(..) => None,
+    });
+    // Behind a port forwarding that knows only TCP 443, UDP stays at its own port.
+    let port = listen.first().map_or(0, SocketAddr::port);
+    literal.map(|addr| if is_served(addr.port()) { addr } else { SocketAddr::new(addr.ip(), port) }).collect()
+}
+
+/// The machine's addresses for sockets that listen on all of them; public ones first, because a guest tries in order.
+fn addresses_for(
+    open: &[SocketAddr],
+    local: &[IpAddr],
+    overlay: Ipv4Network,
+) -> impl Iterator<Item = SocketAddr> {
+    let outside = |ip: &IpAddr| match ip {
+        IpAddr::V4(v4) => !overlay.contains(*v4),
+        IpAddr::V6(_) => true,
+    };
+    let mut all: Vec<SocketAddr> = Vec::new();
+    for socket in open {
+        let same_family = local.iter().filter(|ip| ip.is_ipv4() == socket.is_ipv4() && outside(ip));
+        all.extend(same_family.map(|ip| SocketAddr::new(*ip, socket.port())));
+    }
+    all.retain(|addr| crate::base::addr::is_candidate(*addr));
+    all.sort_by_key(|addr| crate::base::addr::is_private(addr.ip()));
+    all.into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addrs(list: &[&str]) -> Vec<SocketAddr> {
+        list.iter().map(|a| a.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn an_invite_names_every_address_of_the_machine_public_ones_first() {
+        let local: Vec<IpAddr> =
+            ["127.0.0.1", "192.168.1.5", "10.77.0.1", "203.0.113.9", "fe80::1", "2001:db8::9"]
+                .iter()
+                .map(|ip| ip.parse().unwrap())
+                .collect();
+        let overlay = "10.77.0.0/16".parse().unwrap();
+        let got: Vec<SocketAddr> =
+            addresses_for(&addrs(&["0.0.0.0:6060", "[::]:6060"]), &local, overlay).collect();
+        assert_eq!(got, addrs(&["203.0.113.9:6060", "[2001:db8::9]:6060", "192.168.1.5:6060"]));
+    }
+
+    #[test]
+    fn udp_is_advertised_at_a_port_that_is_served() {
+        let advertise = [
+            BrokerAddr::Addr("203.0.113.1:6060".parse().unwrap()),
+            BrokerAddr::Addr("203.0.113.2:8443".parse().unwrap()),
+            BrokerAddr::Host("broker.example.org".to_owned(), 6060),
+        ];
+        let got = advertised_udp(&advertise, &addrs(&["0.0.0.0:6060"]));
+        assert_eq!(got, addrs(&["203.0.113.1:6060", "203.0.113.2:6060"]));
+    }
+
+    #[test]
+    fn tcp_and_udp_share_a_port_that_the_kernel_chose() {
+        let (tcp, udp) = open_pair("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert_eq!(tcp.local_addr().unwrap(), udp.local_addr().unwrap());
+        let error = open_pair(tcp.local_addr().unwrap()).map(drop).unwrap_err();
+        assert!(error.to_string().contains("another broker"), "{error}");
+    }
+
+    #[test]
+    fn a_founded_network_is_whole_and_is_not_founded_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let (name, prefix) = ("home".parse().unwrap(), "10.9.0.0/24".parse().unwrap());
+        let (authority, broker, relay) = create_network(dir.path(), &name, prefix).unwrap();
+        assert_eq!(broker.certificate.subject.roles, Roles::BROKER);
+        assert_eq!(relay.certificate.subject.roles, Roles::RELAY);
+        assert_eq!(authority.anchor().prefix, prefix);
+        let loaded = credentials::load(&dir.path().join("broker")).unwrap();
+        assert_eq!(loaded.certificate, broker.certificate);
+        assert!(credentials::load_authority(&dir.path().join("broker")).unwrap().is_some());
+        assert!(create_network(dir.path(), &name, prefix).is_err());
+    }
+}

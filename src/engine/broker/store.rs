@@ -154,7 +154,8 @@ impl Store {
     /// # Errors
     /// If it cannot be opened, another process has it, or it belongs to another network.
     pub fn open(path: &Path, anchor: TrustAnchor) -> anyhow::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
         let file = file.with_context(|| format!("{}: cannot be opened", path.display()))?;
         let database = Database::builder().set_cache_size(CACHE).create_file(file).with_context(|| {
             format!("{}: not a broker's database, or another broker uses it", path.display())
@@ -182,7 +183,9 @@ impl Store {
                 }
                 Some(schema) if schema != SCHEMA => bail!("written by a newer ntcp-overlay: update this one"),
                 Some(_) if read(&meta, META_CA)?.as_deref() != Some(self.anchor.fingerprint().as_slice()) => {
-                    bail!("belongs to another network: every network's broker needs a state directory of its own")
+                    bail!(
+                        "belongs to another network: every network's broker needs a state directory of its own"
+                    )
                 }
                 Some(_) => {}
             }
@@ -237,7 +240,8 @@ impl Store {
         let Some(signed) = table.get(META_REVOCATIONS)?.map(|value| value.value().to_vec()) else {
             return Ok((RevocationList::default(), Vec::new()));
         };
-        let list = RevocationList::parse_signed(&signed, &self.anchor).context("the stored revocation list")?;
+        let list =
+            RevocationList::parse_signed(&signed, &self.anchor).context("the stored revocation list")?;
         Ok((list, signed))
     }
 
@@ -539,7 +543,8 @@ fn encode<T: Serialize>(row: &T) -> anyhow::Result<Vec<u8>> {
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> anyhow::Result<T> {
-    serde_json::from_slice(bytes).context("a row of the database is damaged, or written by a newer ntcp-overlay")
+    serde_json::from_slice(bytes)
+        .context("a row of the database is damaged, or written by a newer ntcp-overlay")
 }
 
 #[cfg(test)]

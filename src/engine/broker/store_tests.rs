@@ -115,7 +115,11 @@ fn a_name_belongs_to_the_machine_that_has_it() {
     assert_eq!(office.redeem(any, &Guest::new("anna"), T0), Err(Refusal::NameTaken));
     assert_eq!(office.redeem(named, &Guest::new("anna"), T0), Err(Refusal::NameTaken));
     let again = office.redeem(any, &guest, T0).unwrap();
-    assert_eq!(v4(&again), v4(&first), "the same keys may enrol anew, and a refusal did not use up the invite");
+    assert_eq!(
+        v4(&again),
+        v4(&first),
+        "the same keys may enrol anew, and a refusal did not use up the invite"
+    );
 }
 
 #[test]

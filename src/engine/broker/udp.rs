@@ -1,0 +1,267 @@
+//! The broker's UDP sockets: registrations of members, and plain Binding answers for anybody. One thread per address.
+//!
+//! A registration that changes nothing is answered without asking the broker: one look into a table, one keyed hash.
+//! That is what has to scale; only a changed address takes the broker's lock.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::net::UdpSocket;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::RwLock;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+
+use crate::base::addr::canonical;
+use crate::base::id::RegistrationId;
+use crate::engine::broker::hub::Hub;
+use crate::engine::clock;
+use crate::stun::server;
+use crate::stun::server::Limiter;
+use crate::wire::stun::Attribute;
+use crate::wire::stun::BINDING;
+use crate::wire::stun::Class;
+use crate::wire::stun::Integrity;
+use crate::wire::stun::Received;
+
+/// Largest datagram that is looked at: a registration has 88 bytes, anything near an MTU is none.
+const MAX_DATAGRAM: usize = 1500;
+/// Datagrams taken between two looks at the stop signal.
+const BATCH: usize = 256;
+
+/// What is needed to answer one member's registrations.
+#[derive(Debug)]
+struct Registered {
+    key: [u8; 32],
+    /// The newest accepted, for IPv4 and IPv6: its time and its source.
+    last: Mutex<[Option<(u64, SocketAddr)>; 2]>,
+}
+
+/// What became of a registration.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verdict {
+    /// Answer it; the source is the one before.
+    Same,
+    /// Answer it, and tell the broker of the new source.
+    Moved,
+    /// Forged, replayed, or of nobody who is connected: silence.
+    Ignore,
+}
+
+/// All registrations, by name.
+#[derive(Debug, Default)]
+pub(super) struct Registrations(RwLock<HashMap<RegistrationId, Arc<Registered>>>);
+
+impl Registrations {
+    /// From now on `id` may register with `key`.
+    pub(super) fn allow(&self, id: RegistrationId, key: [u8; 32]) {
+        let entry = Arc::new(Registered { key, last: Mutex::default() });
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, entry);
+    }
+
+    /// And no longer.
+    pub(super) fn forget(&self, id: RegistrationId) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
+    fn find(&self, id: RegistrationId) -> Option<Arc<Registered>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+}
+
+impl Registered {
+    /// Judges a message that says it comes at `time`. The same message from the same source is answered again, because
+    /// the first answer may be lost; anything older, or the same from elsewhere, is a replay.
+    fn judge(&self, time: u64, from: SocketAddr) -> Verdict {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let [v4, v6] = &mut *last;
+        let slot = if from.is_ipv4() { v4 } else { v6 };
+        match *slot {
+            Some((newest, source)) if time < newest || (time == newest && source != from) => Verdict::Ignore,
+            Some((_, source)) => {
+                *slot = Some((time, from));
+                if source == from { Verdict::Same } else { Verdict::Moved }
+            }
+            None => {
+                *slot = Some((time, from));
+                Verdict::Moved
+            }
+        }
+    }
+}
+
+/// The registration that a message is, with the key that its answer needs; `None` if it is none, or deserves silence.
+pub(super) fn judge(
+    registrations: &Registrations,
+    received: &Received<'_>,
+    from: SocketAddr,
+) -> Option<(RegistrationId, [u8; 32], Verdict)> {
+    let message = &received.message;
+    if message.class != Class::Request || message.method != BINDING {
+        return None;
+    }
+    let id = RegistrationId(u64::from_be_bytes(message.username()?.try_into().ok()?));
+    let entry = registrations.find(id)?;
+    if !received.is_authentic(&entry.key) {
+        return None;
+    }
+    let verdict = entry.judge(message.timestamp()?, from);
+    (verdict != Verdict::Ignore).then_some((id, entry.key, verdict))
+}
+
+/// What came in on UDP, each since the start.
+#[derive(Debug, Default)]
+pub(super) struct UdpCounters {
+    pub(super) registrations: AtomicU64,
+    pub(super) bindings: AtomicU64,
+    pub(super) refused: AtomicU64,
+    pub(super) limited: AtomicU64,
+    pub(super) garbage: AtomicU64,
+}
+
+/// Serves one socket on a thread of its own until `stop` can be read.
+///
+/// # Errors
+/// If the thread cannot be started.
+pub(super) fn spawn(hub: Arc<Hub>, socket: UdpSocket, stop: Arc<OwnedFd>) -> io::Result<JoinHandle<()>> {
+    socket.set_nonblocking(true)?;
+    let local = canonical(socket.local_addr()?);
+    std::thread::Builder::new().name("broker-udp".to_owned()).spawn(move || {
+        if let Err(error) = serve(&hub, &socket, local, &stop) {
+            tracing::error!(%error, "the broker's UDP socket failed: members' mapped addresses will be missing");
+        }
+    })
+}
+
+fn serve(hub: &Hub, socket: &UdpSocket, local: SocketAddr, stop: &OwnedFd) -> io::Result<()> {
+    let mut limiter = Limiter::new(clock::now().instant);
+    let mut buffer = [0; MAX_DATAGRAM];
+    loop {
+        let mut doors = [PollFd::new(socket, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        match rustix::event::poll(&mut doors, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other?,
+        };
+        let [_, stopped] = &doors;
+        if !stopped.revents().is_empty() {
+            return Ok(());
+        }
+        for _ in 0..BATCH {
+            let (len, from) = match socket.recv_from(&mut buffer) {
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // What the kernel reports here is about a datagram that was sent before (ICMP), not about this socket.
+                Err(_) => continue,
+            };
+            let from = canonical(from);
+            let bytes = buffer.get(..len).unwrap_or_default();
+            if let Some(answer) = on_datagram(hub, bytes, from, local, &mut limiter) {
+                // A full send queue drops the answer; the member asks again.
+                let _ = socket.send_to(&answer, from);
+            }
+        }
+    }
+}
+
+fn on_datagram(
+    hub: &Hub,
+    bytes: &[u8],
+    from: SocketAddr,
+    local: SocketAddr,
+    limiter: &mut Limiter,
+) -> Option<Vec<u8>> {
+    let count = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
+    let counters = &hub.udp_counters;
+    let Ok(received) = Received::parse(bytes) else {
+        count(&counters.garbage);
+        return None;
+    };
+    if received.message.username().is_some() {
+        let Some((id, key, verdict)) = judge(&hub.registrations, &received, from) else {
+            count(&counters.refused);
+            return None;
+        };
+        count(&counters.registrations);
+        if verdict == Verdict::Moved {
+            hub.on_mapped(id, from);
+        }
+        let answer = received.message.success().with(Attribute::XorMappedAddress(from));
+        return Some(answer.emit(Integrity::Sha256(&key)));
+    }
+    if !limiter.allow(from, clock::now().instant) {
+        count(&counters.limited);
+        return None;
+    }
+    let answer = server::respond(&received, from, local);
+    count(if answer.is_some() { &counters.bindings } else { &counters.refused });
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::stun::Message;
+    use crate::wire::stun::TransactionId;
+
+    const KEY: [u8; 32] = [7; 32];
+    const ID: RegistrationId = RegistrationId(0x0102_0304_0506_0708);
+
+    fn registration(id: u64, time: u64, key: &[u8]) -> Vec<u8> {
+        Message::request(BINDING, TransactionId([1; 12]))
+            .with(Attribute::Username(id.to_be_bytes().to_vec()))
+            .with(Attribute::Timestamp(time))
+            .emit(Integrity::Sha256(key))
+    }
+
+    fn verdict(registrations: &Registrations, bytes: &[u8], from: &str) -> Option<Verdict> {
+        let received = Received::parse(bytes).unwrap();
+        judge(registrations, &received, from.parse().unwrap()).map(|(_, _, verdict)| verdict)
+    }
+
+    #[test]
+    fn registrations_move_with_their_source_and_replays_are_ignored() {
+        let all = Registrations::default();
+        all.allow(ID, KEY);
+        let (home, away) = ("198.51.100.1:4000", "203.0.113.1:5000");
+        let first = registration(ID.0, 100, &KEY);
+        for (case, bytes, from, wanted) in [
+            ("the first", first.clone(), home, Some(Verdict::Moved)),
+            ("sent again because the answer was lost", first.clone(), home, Some(Verdict::Same)),
+            ("replayed from elsewhere", first.clone(), away, None),
+            ("a later one", registration(ID.0, 101, &KEY), home, Some(Verdict::Same)),
+            ("replayed after it", first.clone(), home, None),
+            ("a later one from elsewhere", registration(ID.0, 102, &KEY), away, Some(Verdict::Moved)),
+            (
+                "IPv6 counts for itself",
+                registration(ID.0, 50, &KEY),
+                "[2001:db8::1]:4000",
+                Some(Verdict::Moved),
+            ),
+            ("another key", registration(ID.0, 200, &[8; 32]), home, None),
+            ("another name", registration(9, 200, &KEY), home, None),
+        ] {
+            assert_eq!(verdict(&all, &bytes, from), wanted, "{case}");
+        }
+        all.forget(ID);
+        assert_eq!(verdict(&all, &registration(ID.0, 300, &KEY), home), None, "gone with its connection");
+    }
+
+    #[test]
+    fn a_registration_without_time_or_integrity_is_none() {
+        let all = Registrations::default();
+        all.allow(ID, KEY);
+        let request = Message::request(BINDING, TransactionId([1; 12]))
+            .with(Attribute::Username(ID.0.to_be_bytes().to_vec()));
+        assert_eq!(verdict(&all, &request.emit(Integrity::Sha256(&KEY)), "192.0.2.1:1"), None);
+        let bare = request.with(Attribute::Timestamp(1));
+        assert_eq!(verdict(&all, &bare.emit(Integrity::None), "192.0.2.1:1"), None);
+        assert_eq!(verdict(&all, &bare.emit(Integrity::Sha256(&KEY)), "192.0.2.1:1"), Some(Verdict::Moved));
+    }
+}
