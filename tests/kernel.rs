@@ -3,6 +3,8 @@
 //! Each test starts itself again inside its own namespace (`ip netns exec`), so that nothing on this machine changes.
 //! Needs root, `ip` and `/dev/net/tun`; without them a test says what is missing and passes.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -23,6 +25,10 @@ use ntcp_overlay::io::doors::Event;
 use ntcp_overlay::io::netlink::Configured;
 use ntcp_overlay::io::netlink::Netlink;
 use ntcp_overlay::io::netlink::NetlinkError;
+use rustix::process::Resource;
+use rustix::process::Rlimit;
+use rustix::process::getrlimit;
+use rustix::process::setrlimit;
 use socket2::Domain;
 use socket2::Protocol;
 use socket2::Socket;
@@ -33,6 +39,7 @@ const V6: &str = "fd12:3456:789a:bcde::a4d:1/64";
 const PEER4: &str = "10.77.0.2";
 const PEER6: &str = "fd12:3456:789a:bcde::a4d:2";
 const MTU: u32 = 1280;
+const NOBODY: [IpAddr; 0] = [];
 
 /// The name of the test that it stands in, as the harness knows it.
 macro_rules! test_name {
@@ -55,7 +62,7 @@ fn a_device_carries_pings_of_the_kernel_on_both_families_and_nothing_else() {
         assert_eq!(String::from_utf8_lossy(&link_local.stdout), "", "so no router solicitations");
         let addresses = netlink.local_addresses(None).await.unwrap();
         assert_eq!(addresses, [ip("10.77.0.1"), ip("fd12:3456:789a:bcde::a4d:1")]);
-        assert_eq!(netlink.local_addresses(Some("ntcp0")).await.unwrap(), [ip("10.77.0.1"); 0]);
+        assert_eq!(netlink.local_addresses(Some("ntcp0")).await.unwrap(), NOBODY);
 
         for (peer, domain, protocol, ask, answer) in
             [(PEER4, Domain::IPV4, Protocol::ICMPV4, 8, 0), (PEER6, Domain::IPV6, Protocol::ICMPV6, 128, 129)]
@@ -96,7 +103,7 @@ fn a_device_takes_everything_with_it() {
 
         drop(tun);
         netlink.check_prefix_free(prefix4(), prefix6(), None).await.unwrap();
-        assert_eq!(netlink.local_addresses(None).await.unwrap(), [ip("10.77.0.1"); 0]);
+        assert_eq!(netlink.local_addresses(None).await.unwrap(), NOBODY);
         assert!(!Path::new("/sys/class/net/ntcp0").exists());
         assert!(!netlink.remove_link("ntcp0").await.unwrap());
     });
@@ -246,6 +253,33 @@ fn a_datagram_above_the_mtu_is_reported_and_not_cut() {
         assert_eq!(packets.iter().map(Vec::len).collect::<Vec<_>>(), [1280]);
         assert!(far.is_ipv6() || packets[0][6] & 0x40 != 0, "don't fragment");
     }
+}
+
+#[test]
+fn without_descriptors_a_listener_rests_and_then_goes_on() {
+    let Some(()) = inside(test_name!(), "") else { return };
+    run("ip link set lo up");
+    let mut doors = Doors::new().unwrap();
+    let addr = doors.listen("127.0.0.1:0".parse().unwrap()).unwrap();
+    let _far = std::net::TcpStream::connect(addr).unwrap();
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(40), maximum: limit.maximum }).unwrap();
+    let all: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    #[expect(clippy::disallowed_methods, reason = "any instant will do, the clock then jumps")]
+    let mut now = Instant::now();
+    let accepted = |doors: &mut Doors, now, timeout| {
+        let mut accepted = 0;
+        let mut on = |event: Event<'_>| accepted += u32::from(matches!(event, Event::Accepted { .. }));
+        doors.wait(now, Some(timeout), &mut on).unwrap();
+        accepted
+    };
+    assert_eq!(accepted(&mut doors, now, Duration::from_secs(10)), 0);
+    drop(all);
+    for _ in 0..3 {
+        assert_eq!(accepted(&mut doors, now, Duration::ZERO), 0, "it rests for a second");
+    }
+    now += Duration::from_secs(1);
+    assert_eq!(accepted(&mut doors, now, Duration::from_secs(10)), 1);
 }
 
 /// A configured device.

@@ -398,7 +398,7 @@ impl Doors {
             Some(Some(_)) | None => {}
         }
         for id in self.deadlines.take_due(now) {
-            let Some(stream) = self.streams.get(&id) else { continue };
+            let Some(stream) = self.streams.get_mut(&id) else { continue };
             match stream.check_limit(&mut self.counters) {
                 Ok(()) => self.deadlines.start(id),
                 Err(gone) => self.end_later(id, gone),
@@ -429,7 +429,8 @@ impl Doors {
         on: &mut dyn FnMut(Event<'_>),
     ) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        if stream.is_connecting() {
+        let connecting = stream.is_connecting();
+        if connecting {
             match stream.finish_connect() {
                 Ok(()) => {
                     self.deadlines.stop(id);
@@ -438,10 +439,9 @@ impl Doors {
                 Err(gone) => return self.end(id, gone, on),
             }
         }
-        let Some(stream) = self.streams.get_mut(&id) else { return };
         if flags.contains(EventFlags::OUT) {
             match stream.flush() {
-                Ok(()) if stream.wants_to_write() => {}
+                Ok(()) if stream.wants_to_write() && !connecting => {}
                 Ok(()) => watch(&self.epoll, id, stream),
                 Err(gone) => return self.end(id, gone, on),
             }
@@ -457,7 +457,7 @@ impl Doors {
             on(Event::Stream { id, event: StreamEvent::Frame(frame) });
         });
         match turn {
-            Ok(Turn::Drained) if stream.is_unfinished() => self.deadlines.start(id),
+            Ok(Turn::Drained) if stream.is_to_be_watched() => self.deadlines.start(id),
             Ok(Turn::Drained) => {}
             Ok(Turn::More) => self.unread.push(id),
             Err(gone) => self.end(id, gone, on),

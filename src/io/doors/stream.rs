@@ -135,13 +135,12 @@ impl Stream {
         match self.state {
             State::Connecting => Some(CONNECT_LIMIT),
             State::Accepted if self.frames == 0 => Some(FIRST_FRAME_LIMIT),
-            State::Accepted | State::Connected if self.is_unfinished() => Some(UNFINISHED_LIMIT),
-            State::Accepted | State::Connected => None,
+            State::Accepted | State::Connected => self.is_to_be_watched().then_some(UNFINISHED_LIMIT),
         }
     }
 
-    /// That time has passed: whether the stream has used it.
-    pub(super) fn check_limit(&self, counters: &mut Counters) -> Result<(), Gone> {
+    /// That time has passed: whether the stream has used it. If it was idle, it needs less memory from here on.
+    pub(super) fn check_limit(&mut self, counters: &mut Counters) -> Result<(), Gone> {
         match self.state {
             State::Connecting => {
                 Err(Gone(format!("cannot connect: no answer within {} s", CONNECT_LIMIT.as_secs())))
@@ -154,8 +153,26 @@ impl Stream {
                 counters.silent_streams += 1;
                 Err(Gone(format!("left a message unfinished for {} s", UNFINISHED_LIMIT.as_secs())))
             }
-            State::Accepted | State::Connected => Ok(()),
+            State::Accepted | State::Connected => {
+                if self.marked == self.frames {
+                    self.inbox = Inbox::default();
+                }
+                if self.queue.is_empty() {
+                    self.queue = VecDeque::new();
+                }
+                Ok(())
+            }
         }
+    }
+
+    /// Whether somebody has to look after the stream in a while: it has begun a frame, or holds much memory.
+    pub(super) fn is_to_be_watched(&self) -> bool {
+        self.is_unfinished() || self.memory() > INBOX_FIRST
+    }
+
+    /// Bytes of memory for what comes in and goes out.
+    pub(super) fn memory(&self) -> usize {
+        self.inbox.bytes.len() + self.queue.capacity()
     }
 
     /// Whether a frame has begun that has not ended.
@@ -166,11 +183,6 @@ impl Stream {
     #[cfg(test)]
     pub(super) fn queued(&self) -> usize {
         self.queue.len()
-    }
-
-    #[cfg(test)]
-    pub(super) fn memory(&self) -> usize {
-        self.inbox.bytes.len()
     }
 
     /// Hands out what is there, at most [`TURN`] frames.
