@@ -182,10 +182,11 @@ fn run(
             }
         }
         relay.handle_timeout(now);
+        // Before anything leaves: whoever has got a message finds it counted.
+        *shared.lock().unwrap_or_else(PoisonError::into_inner) = relay.stats();
         doors.send(&mut out);
         while let Some(id) = relay.poll_close() {
             doors.close(id);
         }
-        *shared.lock().unwrap_or_else(PoisonError::into_inner) = relay.stats();
     }
 }

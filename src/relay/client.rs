@@ -186,7 +186,7 @@ enum Stream {
     /// Ordered, not yet named.
     Ordered(SocketAddr),
     Opening(StreamId, SocketAddr),
-    Open(StreamId),
+    Open(StreamId, SocketAddr),
 }
 
 impl Side {
@@ -318,10 +318,19 @@ impl Side {
         }
     }
 
+    /// The far end of stream `id`, if it is this side's.
+    #[must_use]
+    pub fn stream_endpoint(&self, id: StreamId) -> Option<SocketAddr> {
+        match self.stream {
+            Stream::Opening(own, to) | Stream::Open(own, to) if own == id => Some(to),
+            Stream::None | Stream::Ordered(_) | Stream::Opening(..) | Stream::Open(..) => None,
+        }
+    }
+
     /// Whether `id` is this side's stream.
     #[must_use]
     pub fn owns_stream(&self, id: StreamId) -> bool {
-        matches!(self.stream, Stream::Opening(own, _) | Stream::Open(own) if own == id)
+        self.stream_endpoint(id).is_some()
     }
 
     /// Whether a stream is being opened: news will come.
@@ -338,7 +347,7 @@ impl Side {
         match (news, &self.stream) {
             (StreamNews::Opened, Stream::Opening(_, to)) => {
                 let way = Way { via: Via::Stream(id), endpoint: *to };
-                self.stream = Stream::Open(id);
+                self.stream = Stream::Open(id, way.endpoint);
                 self.ask(way, now);
                 self.postpone_end(now);
                 None
@@ -500,7 +509,7 @@ impl Side {
         match std::mem::replace(&mut self.stream, Stream::None) {
             Stream::None => {}
             Stream::Ordered(_) => self.orders.retain(|order| !matches!(order, Order::Open(_))),
-            Stream::Opening(id, _) | Stream::Open(id) => {
+            Stream::Opening(id, _) | Stream::Open(id, _) => {
                 self.asked.retain(|a| a.way.via != Via::Stream(id));
                 self.orders.push_back(Order::Close(id));
             }

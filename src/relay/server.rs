@@ -129,6 +129,22 @@ pub struct Stats {
     pub streams_expired: u64,
 }
 
+impl Stats {
+    /// Messages that were dropped, whatever the reason.
+    #[must_use]
+    pub fn rejected(&self) -> u64 {
+        self.garbage
+            + self.forged
+            + self.expired
+            + self.replayed
+            + self.limited
+            + self.full
+            + self.unbound
+            + self.over_rate
+            + self.too_long
+    }
+}
+
 /// A relay.
 pub struct Relay {
     secret: WgSecret,

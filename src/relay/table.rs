@@ -527,3 +527,173 @@ fn session_held_since(session: Option<&Option<Session>>, end: End) -> Option<Ins
 
 #[expect(clippy::cast_possible_truncation, reason = "65,600 fits")]
 const MAX_MESSAGE: u32 = frame::MAX_PAYLOAD as u32;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::base::id::SocketId;
+    use crate::base::rng::Rng;
+    use crate::base::rng::Seed;
+    use crate::relay::testing::now;
+
+    /// Something that happens to a table.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Accept { stream: u32 },
+        Drop { stream: u32 },
+        Bind { session: u8, second: bool, member: u8, door: u8 },
+        Say { session: u8, second: bool, len: usize },
+        Pass { secs: u64 },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            2 => (0..4_u32).prop_map(|stream| Step::Accept { stream }),
+            1 => (0..4_u32).prop_map(|stream| Step::Drop { stream }),
+            8 => (0..4_u8, any::<bool>(), 0..3_u8, 0..7_u8)
+                .prop_map(|(session, second, member, door)| Step::Bind { session, second, member, door }),
+            8 => (0..4_u8, any::<bool>(), 0..5000_usize)
+                .prop_map(|(session, second, len)| Step::Say { session, second, len }),
+            2 => (0..70_u64).prop_map(|secs| Step::Pass { secs }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_no_index_disagrees_with_the_sessions(
+            steps in proptest::collection::vec(step(), 0..120),
+        ) {
+            let mut table = Table::new(Config {
+                max_sessions: 3,
+                max_sessions_per_member: 3,
+                max_streams: 4,
+                max_idle_streams: 2,
+                max_held_bytes: 9000,
+                ..Config::default()
+            });
+            let (mut rng, mut at, mut stamp) = (Rng::new(Seed([1; 32])), now().instant, 0);
+            for step in steps {
+                take(&mut table, &step, &mut at, &mut stamp, &mut rng);
+                check(&table);
+            }
+            at += REMEMBER + SILENCE;
+            table.sweep(at);
+            table.sweep(at + REMEMBER);
+            check(&table);
+            prop_assert_eq!((table.sessions(), table.streams(), table.held_bytes), (0, 0, 0));
+            prop_assert!(table.is_at_rest() && table.ended.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_door_with_every_channel_taken_takes_no_more() {
+        let mut table = Table::new(Config { max_sessions_per_member: usize::MAX, ..Config::default() });
+        let (mut rng, at) = (Rng::new(Seed([1; 32])), now().instant);
+        let mut seated = 0;
+        for n in 0..6000_u16 {
+            let [a, b] = n.to_be_bytes();
+            let mut claim = claim(0, End::First, 1, door(6), 1);
+            claim.session.0[..2].copy_from_slice(&[a, b]);
+            match table.bind(claim, at, &mut rng) {
+                Ok(_) => seated += 1,
+                Err(reject) => assert_eq!(reject, Reject::Full),
+            }
+        }
+        assert!((3500..=4096).contains(&seated), "{seated}");
+        check(&table);
+    }
+
+    fn take(table: &mut Table, step: &Step, at: &mut Instant, stamp: &mut u64, rng: &mut Rng) {
+        match *step {
+            Step::Accept { stream } if !table.streams.contains_key(&StreamId(stream)) => {
+                let _ = table.accept(StreamId(stream), "192.0.2.1:1".parse().unwrap(), *at);
+            }
+            Step::Accept { .. } => {}
+            Step::Drop { stream } => table.drop_stream(StreamId(stream)),
+            Step::Bind { session, second, member, door: number } => {
+                *stamp += 1;
+                let end = if second { End::Second } else { End::First };
+                let wanted = claim(session, end, member, door(number), *stamp);
+                if let Ok((seat, channel)) = table.bind(wanted, *at, rng) {
+                    assert_eq!(table.seat(&Spot { door: door(number), channel }), Some(seat));
+                    let _ = table.take_held(seat, *at);
+                }
+            }
+            Step::Say { session, second, len } => {
+                let Some(slot) = table.by_id.get(&RelaySession([session; 16])) else { return };
+                let seat = Seat { slot: *slot, end: if second { End::Second } else { End::First } };
+                if let Ok(None) = table.cross(seat, len, *at) {
+                    let _ = table.hold(seat, &vec![0; len], *at);
+                }
+            }
+            Step::Pass { secs } => {
+                *at += Duration::from_secs(secs);
+                let _ = table.sweep(*at);
+            }
+        }
+    }
+
+    fn door(number: u8) -> Door {
+        let via = match number {
+            0..4 => Via::Stream(StreamId(u32::from(number))),
+            _ => Via::Udp(SocketId::V4),
+        };
+        Door { via, addr: SocketAddr::from(([192, 0, 2, number], 1)) }
+    }
+
+    fn claim(session: u8, end: End, member: u8, door: Door, stamp: u64) -> Claim {
+        let key = Zeroizing::new([member; 32]);
+        let pass = Pass { token: Box::new([]), broker: [0; 32], member: WgPublic([member; 32]), key };
+        Claim { session: RelaySession([session; 16]), end, pass: Some(pass), stamp, door }
+    }
+
+    /// The invariants of [`Table`], counted afresh from the sessions.
+    fn check(table: &Table) {
+        let (mut spots, mut members, mut seats) = (HashMap::new(), HashMap::new(), BTreeMap::new());
+        let (mut sessions, mut held) = (0, 0);
+        for (slot, session) in table.sessions.iter().enumerate() {
+            let Some(session) = session else {
+                assert!(table.free.contains(&slot));
+                continue;
+            };
+            sessions += 1;
+            assert_eq!(table.by_id.get(&session.id), Some(&slot));
+            for end in [End::First, End::Second] {
+                let (side, seat) = (session.side(end), Seat { slot, end });
+                if let Some(pass) = &side.pass {
+                    *members.entry(pass.member).or_insert(0) += 1;
+                }
+                if let Some(spot) = side.spot {
+                    assert!(spots.insert(spot, seat).is_none(), "two sides at one spot");
+                    if let Via::Stream(id) = spot.door.via {
+                        seats.entry(id).or_insert_with(Vec::new).push((slot, end as u8));
+                    }
+                }
+                assert_eq!(side.held.bytes, side.held.messages.iter().map(Vec::len).sum::<usize>());
+                held += side.held.bytes;
+            }
+        }
+        assert_eq!(table.by_id.len(), sessions);
+        assert_eq!(table.free.len() + sessions, table.sessions.len());
+        assert_eq!(table.by_spot, spots);
+        assert_eq!(table.per_member, members);
+        assert_eq!(table.held_bytes, held);
+        assert!(held <= table.config.max_held_bytes);
+        assert!(sessions <= table.config.max_sessions);
+        let mut idle = 0;
+        for id in (0..4).map(StreamId) {
+            let Some(stream) = table.streams.get(&id) else {
+                assert_eq!(seats.get(&id), None, "a seat on a stream that is gone");
+                continue;
+            };
+            let mut named: Vec<_> = stream.seats.iter().map(|seat| (seat.slot, seat.end as u8)).collect();
+            named.sort_unstable();
+            assert_eq!(named, seats.remove(&id).unwrap_or_default());
+            assert_eq!(table.idle.contains_key(&(stream.idle_since, id)), stream.seats.is_empty());
+            idle += usize::from(stream.seats.is_empty());
+        }
+        assert_eq!(table.idle.len(), idle);
+    }
+}
