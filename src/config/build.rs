@@ -26,7 +26,6 @@ use super::settings::DEFAULT_MAX_SESSIONS;
 use super::settings::DEFAULT_MTU;
 use super::settings::DEFAULT_PREFIX;
 use super::settings::DEFAULT_STATE_DIR;
-use super::settings::InterfaceName;
 use super::settings::Listen;
 use super::settings::MTU_RANGE;
 use super::settings::Member;
