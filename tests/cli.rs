@@ -286,6 +286,19 @@ fn a_ping_over_a_relay_fails_where_a_direct_path_was_asked_for() {
 }
 
 #[test]
+fn commands_find_the_socket_that_the_configuration_names() {
+    let place = Place::new();
+    let daemon = place.daemon(r#"{"kind":"invite","token":"ntcp1-abc","ttl_s":60}"#);
+    // A mistake elsewhere in the file does not matter to them.
+    let text = format!("[member]\nmtu = 1\n[control]\nsocket = {:?}\n", place.path("control.sock"));
+    let file = place.write("overlay.toml", &text);
+    let run =
+        finish(place.command(PROGRAM).env_remove("NTCP_CONTROL").env("NTCP_CONFIG", file).arg("invite"));
+    assert_eq!((run.code, run.out.as_str()), (0, "ntcp1-abc\n"), "{run:?}");
+    daemon.join().unwrap();
+}
+
+#[test]
 fn version_and_completions_go_to_stdout() {
     let place = Place::new();
     let version = concat!("ntcp-overlay ", env!("CARGO_PKG_VERSION"), "\n");

@@ -155,6 +155,20 @@ fn failed(child: &mut Child, log: &Path, start: u64) -> anyhow::Result<Exit> {
 mod tests {
     use super::*;
 
+    fn outcome(script: &str) -> Start {
+        let mut child = Command::new("sh").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+        let start = wait(child.stdout.take().unwrap()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        start
+    }
+
+    #[test]
+    fn the_parent_leaves_when_the_child_is_ready_or_ends() {
+        assert!(matches!(outcome("echo hello; printf '\\004ready\\n'; exec sleep 1000"), Start::Ready));
+        assert!(matches!(outcome("echo hello; exit 3"), Start::Ended));
+    }
+
     #[test]
     fn the_child_gets_the_same_arguments_but_no_token() {
         for (args, kept, join) in [

@@ -50,7 +50,7 @@ pub fn main() -> ExitCode {
     match run(line.command) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            let text = format!("{error:#}");
+            let text = render::clean(&format!("{error:#}"));
             // "ntcp-overlay is not running" needs no one to say it.
             let speaker = if text.starts_with("ntcp-overlay") { "" } else { "ntcp-overlay: " };
             eprintln!("{speaker}{text}");

@@ -9,6 +9,7 @@ use crate::cli::status;
 use crate::config::exit::Exit;
 use crate::control::api::Peer;
 use crate::control::api::SCHEMA;
+use crate::engine::clock;
 
 /// What `peers --json` prints.
 #[derive(Serialize)]
@@ -22,5 +23,5 @@ pub(super) fn run(args: &PeersArgs) -> anyhow::Result<Exit> {
     if args.json {
         return output::json(&Peers { schema: SCHEMA, peers: &status.peers });
     }
-    output::data(&render::peers(&status.peers, status::now()))
+    output::data(&render::peers(&status.peers, clock::now().unix))
 }

@@ -63,7 +63,7 @@ pub(super) fn run(args: &PingArgs) -> anyhow::Result<Exit> {
             Ok(other) => anyhow::bail!("unexpected answer from ntcp-overlay: {other:?}"),
             Err(ControlError::Timeout(why)) => {
                 tally.sent += 1;
-                eprintln!("no reply from {}: {why}", args.peer);
+                eprintln!("no reply from {}: {}", args.peer, render::clean(&why));
             }
             Err(error) => return Err(control_failure(error)),
         }

@@ -81,7 +81,9 @@ pub fn pong(pong: &Pong) -> String {
     let who = format!("{} ({})", pong.name, pong.address);
     match pong.rtt_ms {
         Some(rtt) => format!("pong from {who} via {} in {}", path_text(&pong.path), millis(rtt)),
-        None => format!("no reply from {who}: {}", pong.problem.as_deref().unwrap_or("no answer in time")),
+        None => {
+            format!("no reply from {who}: {}", clean(pong.problem.as_deref().unwrap_or("no answer in time")))
+        }
     }
 }
 
@@ -116,7 +118,7 @@ fn roles(out: &mut String, status: &Status) {
 fn broker_line(broker: &Broker) -> String {
     let address = &broker.address;
     if !broker.connected {
-        let problem = broker.problem.as_deref().unwrap_or("connecting");
+        let problem = clean(broker.problem.as_deref().unwrap_or("connecting"));
         return format!("broker {address}: not connected: {problem}; trying again");
     }
     let mut text = format!("broker {address}: connected");
@@ -235,7 +237,7 @@ fn peer_details(peer: &Peer) -> Vec<String> {
     }
     if let Some(why) = &peer.why {
         let next = peer.next_try_s.map(|wait| format!("; next try in {}", age(wait))).unwrap_or_default();
-        notes.push(format!("why: {why}{next}"));
+        notes.push(format!("why: {}{next}", clean(why)));
     }
     if !peer.groups.is_empty() {
         notes.push(format!("groups: {}", peer.groups.join(",")));
@@ -280,6 +282,12 @@ fn path_text(path: &Path) -> String {
         }
         Kind::None => "nothing".to_owned(),
     }
+}
+
+/// Text that came over the network, without what could move the cursor or colour the rest.
+#[must_use]
+pub fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
 /// Bytes with a binary unit, three digits at most before it.

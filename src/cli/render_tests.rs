@@ -159,6 +159,7 @@ fn a_broker_that_is_away_is_explained() {
         (broker(false, None, None), "broker b:6060: not connected: connecting; trying again"),
         (broker(true, Some(false), None), "broker b:6060: connected, but UDP does not reach it"),
         (broker(true, None, None), "broker b:6060: connected"),
+        (broker(false, None, Some("\u{1b}[2Jgone")), "broker b:6060: not connected: ?[2Jgone; trying again"),
     ] {
         assert_eq!(broker_line(&broker), text);
     }

@@ -1,6 +1,5 @@
 //! `status`: what is connected, how, and if not directly, why.
 
-use crate::base::time::UnixTime;
 use crate::cli::args::StatusArgs;
 use crate::cli::control_failure;
 use crate::cli::output;
@@ -11,6 +10,7 @@ use crate::control::api::Reply;
 use crate::control::api::Request;
 use crate::control::api::Status;
 use crate::control::client;
+use crate::engine::clock;
 
 pub(super) fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
     let status = fetch(&args.control.socket())?;
@@ -18,7 +18,7 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
         return output::json(&status);
     }
     let style = Style { colour: output::is_colourful(), verbose: args.verbose };
-    output::data(&render::status(&status, now(), style))
+    output::data(&render::status(&status, clock::now().unix, style))
 }
 
 /// The daemon's status.
@@ -27,14 +27,4 @@ pub(super) fn fetch(socket: &std::path::Path) -> anyhow::Result<Status> {
         Reply::Status(status) => Ok(*status),
         other => anyhow::bail!("unexpected answer from ntcp-overlay: {other:?}"),
     }
-}
-
-/// For "offline since".
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a command reads the calendar once, to say how long ago something was"
-)]
-pub(super) fn now() -> UnixTime {
-    let since = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH);
-    UnixTime::from_epoch(since.unwrap_or_default())
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use super::build::Surroundings;
+use super::credentials;
 use super::exit::Failure;
 use super::file;
 use super::settings::DEFAULT_CONFIG;
@@ -65,14 +66,16 @@ pub fn load(path: Option<&Path>, over: Overrides) -> anyhow::Result<Loaded> {
 }
 
 /// Control socket and state directory of the instance that this machine's configuration describes, for commands that
-/// were not told; whoever may not read it, or finds it broken, gets the defaults.
+/// were not told. Only these two keys count: a mistake elsewhere must not keep anybody from asking for the status, and
+/// whoever may not read the file gets the defaults.
 #[must_use]
 pub fn usual_places() -> Places {
-    let path = std::env::var_os("NTCP_CONFIG").map(PathBuf::from);
-    let loaded = load(path.as_deref(), Overrides::default());
-    match loaded {
-        Ok(Loaded { settings, .. }) => Places { control: settings.control, state_dir: settings.state_dir },
-        Err(_) => Places { control: DEFAULT_CONTROL.into(), state_dir: DEFAULT_STATE_DIR.into() },
+    let path = std::env::var_os("NTCP_CONFIG").filter(|path| !path.is_empty());
+    let path = path.map_or_else(|| PathBuf::from(DEFAULT_CONFIG), PathBuf::from);
+    let parsed = fs::read_to_string(path).ok().and_then(|text| file::parse(&text).ok()).unwrap_or_default();
+    Places {
+        control: parsed.file.control.socket.map_or_else(|| DEFAULT_CONTROL.into(), PathBuf::from),
+        state_dir: parsed.file.state_dir.map_or_else(|| DEFAULT_STATE_DIR.into(), PathBuf::from),
     }
 }
 
@@ -96,7 +99,12 @@ pub fn invite(settings: &Settings) -> anyhow::Result<Option<Invite>> {
         Some(Secret::Text(text)) => text.clone(),
         Some(Secret::File(path)) => match fs::read_to_string(path) {
             Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound && is_enrolled(settings) => return Ok(None),
+            Err(error)
+                if error.kind() == ErrorKind::NotFound
+                    && credentials::is_enrolled(&settings.state_dir.join("member")) =>
+            {
+                return Ok(None);
+            }
             Err(error) => {
                 return Err(Failure::config(format!("the join token in {}: {error}", path.display())).into());
             }
@@ -108,10 +116,6 @@ pub fn invite(settings: &Settings) -> anyhow::Result<Option<Invite>> {
         ))
     })?;
     Ok(Some(invite))
-}
-
-fn is_enrolled(settings: &Settings) -> bool {
-    settings.state_dir.join("member/identity.crt").exists()
 }
 
 /// What the machine calls itself; empty if it does not say.
