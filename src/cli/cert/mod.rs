@@ -22,11 +22,11 @@ use ipnetwork::Ipv4Network;
 use crate::base::time::UnixTime;
 use crate::cli::args::ControlArgs;
 use crate::cli::output;
-use crate::cli::status;
 use crate::config::build;
 use crate::config::exit::Exit;
 use crate::config::settings;
 use crate::config::units;
+use crate::engine::clock;
 use crate::identity::certificate::CertError;
 use crate::identity::certificate::Roles;
 use crate::identity::certificate::Serial;
@@ -152,7 +152,7 @@ struct RevokeArgs {
 }
 
 pub(super) fn run(args: CertArgs) -> anyhow::Result<Exit> {
-    let now = status::now();
+    let now = clock::now().unix;
     let text = match args.command {
         CertCommand::Init(args) => init::run(&args, now)?,
         CertCommand::Request(args) => sign::request(&args)?,
