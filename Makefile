@@ -32,7 +32,7 @@ demo: root build
 # Built as the calling user, run as root. Doc tests come last, so the very last summary is theirs.
 test: root packages
 	$(BUILD) cargo test --workspace --locked --no-run
-	$(ROOT) cargo test --workspace --locked
+	$(ROOT) cargo test --workspace --locked --no-fail-fast
 
 check: packages
 	$(BUILD) cargo fmt --all --check

@@ -183,6 +183,10 @@ pub fn join(first: (&Namespace, &str), second: (&Namespace, &str), link: &Link) 
         }
         Link::Wire(profile) => {
             let ends = [open_end(a, a_name, profile)?, open_end(b, b_name, profile)?];
+            for (ns, name) in [first, second] {
+                // The default of 1000 overflows while the forwarder waits for a core.
+                ns.ip(&format!("link set {name} txqueuelen 5000\n"))?;
+            }
             let mut forwarder = lock(&a.lab().forwarder);
             if forwarder.is_none() {
                 *forwarder = Some(Forwarder::start()?);
