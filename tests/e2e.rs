@@ -477,7 +477,7 @@ fn serving_needs_no_root() {
         )?;
         product.run(
             &server.ns,
-            &["cert", "init", "--network", "lab", "--broker", "hub", "--relay", "hub", "--dir", &state],
+            &["cert", "init", "--network", "lab", "--broker", "hub", "--relay", "ferry", "--dir", &state],
         )?;
         server.ns.run(&["chown", "-R", "65534:65534", &dir.to_string_lossy()])?;
         let config = dir.join("overlay.toml");

@@ -20,6 +20,7 @@ use crate::openssh::COUNTER;
 use crate::openssh::SshServer;
 use crate::probe::tcp_rate;
 use crate::product::Daemon;
+use crate::product::FOUNDING;
 use crate::product::Mesh;
 use crate::product::Product;
 
@@ -55,7 +56,8 @@ pub fn run(bin: &Path) -> Result<()> {
         "The administrator creates a network on the server, which introduces the members and relays where it must.",
     );
     let mesh = Mesh::found(&product, &server, "").context("creating the network")?;
-    tell("server# ntcp-overlay cert init --network lab --broker hub --relay hub");
+    tell(&format!("server# ntcp-overlay {}", FOUNDING.join(" ")));
+    quote(&mesh.founding);
     tell("server# ntcp-overlay serve --config overlay.toml");
 
     say("Each machine joins with an invite that works once. Neither router is touched.");

@@ -253,12 +253,17 @@ fn text(value: &Value, key: &str) -> String {
     value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
+/// How the server's network is created.
+pub const FOUNDING: [&str; 8] = ["cert", "init", "--network", "lab", "--broker", "hub", "--relay", "ferry"];
+
 /// A network provisioned as an administrator would: a public server that introduces and relays, members by invite.
 #[derive(Debug)]
 pub struct Mesh {
     product: Product,
     host: Host,
     config: String,
+    /// What the creation of the network printed.
+    pub founding: String,
     /// The server's daemon; `None` while it is stopped.
     pub server: Option<Daemon>,
 }
@@ -275,9 +280,9 @@ impl Mesh {
                  [relay]\nenabled = true\nadvertise = [\"{v4}:6061\"]\n{config}"
             ),
         )?;
-        product.run(&host.ns, &["cert", "init", "--network", "lab", "--broker", "hub", "--relay", "hub"])?;
+        let founding = product.run(&host.ns, &FOUNDING)?;
         let config = etc.to_str().context("a path of the lab is not UTF-8")?.to_owned();
-        let mut mesh = Self { product: product.clone(), host: host.clone(), config, server: None };
+        let mut mesh = Self { product: product.clone(), host: host.clone(), config, founding, server: None };
         mesh.serve()?;
         Ok(mesh)
     }
