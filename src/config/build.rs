@@ -395,7 +395,7 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// "`key` <problem>", at the place of the key.
+    /// The key and what is wrong with it, at the place of the key.
     fn wrong(&self, key: &str, problem: &str) -> ConfigError {
         let shown = match key.rsplit_once('.') {
             Some(("wireguard_peer", _)) => "[[wireguard_peer]]".to_owned(),
