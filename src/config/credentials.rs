@@ -334,7 +334,7 @@ fn write(path: &Path, bytes: &[u8], mode: u32, flags: RenameFlags) -> anyhow::Re
         file.write_all(bytes)?;
         file.sync_all()?;
         rustix::fs::renameat_with(CWD, &temporary, CWD, path, flags)?;
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
         File::open(dir)?.sync_all()
     };
     attempt().map_err(|error| {

@@ -97,7 +97,7 @@ impl Register {
         lifetime: Option<Duration>,
     ) -> anyhow::Result<Certificate> {
         let subject = self.subject_for(request, wishes, now)?;
-        let (from, until) = validity(now, lifetime.unwrap_or(default_lifetime(subject.roles)));
+        let (from, until) = validity(now, lifetime.unwrap_or_else(|| default_lifetime(subject.roles)));
         let certificate = self
             .authority
             .sign(&subject, &request.key, Serial::generate(), from, until)
@@ -176,7 +176,7 @@ impl Register {
             .filter(|held| !self.revoked.contains(&held.serial))
             .max_by_key(|held| held.not_before)
             .map(|held| &held.subject);
-        let roles = wishes.roles.or(before.map(|before| before.roles)).unwrap_or(Roles::MEMBER);
+        let roles = wishes.roles.or_else(|| before.map(|before| before.roles)).unwrap_or(Roles::MEMBER);
         let mut groups =
             wishes.groups.clone().or_else(|| before.map(|before| before.groups.clone())).unwrap_or_default();
         groups.sort();

@@ -21,14 +21,8 @@ use ipnetwork::Ipv4Network;
 use ipnetwork::Ipv6Network;
 use rustls::pki_types::CertificateDer;
 use webpki::KeyUsage;
-use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
-use x509_parser::extensions::NameConstraints;
 use x509_parser::extensions::ParsedExtension;
-use x509_parser::oid_registry::OID_SIG_ED25519;
-use x509_parser::prelude::FromDer as _;
-use x509_parser::time::ASN1Time;
-use x509_parser::x509::X509Version;
 
 use crate::base::addr::OverlayAddrs;
 use crate::base::time::UnixTime;
@@ -40,6 +34,8 @@ use crate::identity::keys::verify_signature;
 use crate::identity::names::GroupName;
 use crate::identity::names::MemberUri;
 use crate::identity::names::NetworkName;
+use crate::identity::x509;
+use crate::identity::x509::Names;
 
 /// DNS name in a broker's certificate. TLS clients ask for this name, whatever address they dialled: so it is TLS itself
 /// that refuses a member's certificate in a broker's place.
@@ -232,13 +228,13 @@ impl Certificate {
     /// # Errors
     /// [`CertError::Malformed`] for anything that this network's CA would not have written.
     pub fn parse(der: &[u8]) -> Result<Self, CertError> {
-        let x509 = read_x509(der)?;
-        let key = ed25519_key(&x509)?;
+        let cert = x509::read_x509(der)?;
+        let key = x509::ed25519_key(&cert)?;
         let (mut names, mut claims) = (None, None);
-        for extension in x509.extensions() {
+        for extension in cert.extensions() {
             match extension.parsed_extension() {
                 ParsedExtension::SubjectAlternativeName(san) => {
-                    set_once(&mut names, Names::read(&san.general_names)?)?
+                    x509::set_once(&mut names, Names::read(&san.general_names)?)?
                 }
                 ParsedExtension::KeyUsage(_)
                 | ParsedExtension::ExtendedKeyUsage(_)
@@ -246,7 +242,7 @@ impl Certificate {
                 | ParsedExtension::AuthorityKeyIdentifier(_) => {}
                 ParsedExtension::BasicConstraints(basic) if !basic.ca => {}
                 _ if extension.oid.as_bytes() == claims::OID_DER => {
-                    set_once(&mut claims, Claims::parse(extension.value)?)?;
+                    x509::set_once(&mut claims, Claims::parse(extension.value)?)?;
                 }
                 _ if extension.critical => return Err(CertError::Malformed),
                 _ => {}
@@ -259,9 +255,9 @@ impl Certificate {
         }
         Ok(Self {
             subject: Subject { uri: names.uri, roles, addrs: names.addrs, groups, wg },
-            serial: read_serial(x509.raw_serial())?,
-            not_before: unix(x509.validity().not_before)?,
-            not_after: unix(x509.validity().not_after)?,
+            serial: x509::read_serial(cert.raw_serial())?,
+            not_before: x509::unix(cert.validity().not_before)?,
+            not_after: x509::unix(cert.validity().not_after)?,
             key,
             der: der.to_vec(),
         })
@@ -286,26 +282,29 @@ impl TrustAnchor {
     /// # Errors
     /// [`CertError::Malformed`] if it is no CA certificate of an overlay network.
     pub fn parse(der: &[u8]) -> Result<Self, CertError> {
-        let x509 = read_x509(der)?;
-        let key = ed25519_key(&x509)?;
+        let cert = x509::read_x509(der)?;
+        let key = x509::ed25519_key(&cert)?;
         let (mut network, mut prefix, mut is_ca) = (None, None, false);
-        for extension in x509.extensions() {
+        for extension in cert.extensions() {
             match extension.parsed_extension() {
                 ParsedExtension::SubjectAlternativeName(san) => match san.general_names[..] {
                     [GeneralName::URI(uri)] => {
                         let name = uri.strip_prefix("ntcp://").ok_or(CertError::Malformed)?;
-                        set_once(&mut network, name.parse().map_err(malformed)?)?;
+                        x509::set_once(&mut network, name.parse().map_err(malformed)?)?;
                     }
                     _ => return Err(CertError::Malformed),
                 },
                 ParsedExtension::NameConstraints(constraints) => {
-                    set_once(&mut prefix, permitted_v4(constraints).ok_or(CertError::Malformed)?)?;
+                    x509::set_once(
+                        &mut prefix,
+                        x509::permitted_v4(constraints).ok_or(CertError::Malformed)?,
+                    )?;
                 }
                 ParsedExtension::BasicConstraints(basic) => is_ca = basic.ca,
                 _ => {}
             }
         }
-        let signed = verify_signature(&key, x509.tbs_certificate.as_ref(), &x509.signature_value.data);
+        let signed = verify_signature(&key, cert.tbs_certificate.as_ref(), &cert.signature_value.data);
         let usable = webpki::anchor_from_trusted_cert(&CertificateDer::from(der)).is_ok();
         if !(is_ca && signed && usable) {
             return Err(CertError::Malformed);
@@ -390,91 +389,6 @@ impl TrustAnchor {
     pub fn overlay_addrs(&self, v4: Ipv4Addr) -> OverlayAddrs {
         OverlayAddrs { v4, v6: self.overlay_v6(v4) }
     }
-}
-
-/// What stands in the subject alternative names: one URI, a member's two addresses, the DNS names of its server roles.
-struct Names<'a> {
-    uri: MemberUri,
-    addrs: Option<OverlayAddrs>,
-    dns: Vec<&'a str>,
-}
-
-impl<'a> Names<'a> {
-    fn read(names: &[GeneralName<'a>]) -> Result<Self, CertError> {
-        let (mut uri, mut v4, mut v6, mut dns) = (None, None, None, Vec::new());
-        for name in names {
-            match *name {
-                GeneralName::URI(text) => set_once(&mut uri, text.parse().map_err(malformed)?)?,
-                GeneralName::DNSName(name) => dns.push(name),
-                GeneralName::IPAddress(bytes) => {
-                    match (<[u8; 4]>::try_from(bytes), <[u8; 16]>::try_from(bytes)) {
-                        (Ok(bytes), _) => set_once(&mut v4, Ipv4Addr::from(bytes))?,
-                        (_, Ok(bytes)) => set_once(&mut v6, Ipv6Addr::from(bytes))?,
-                        _ => return Err(CertError::Malformed),
-                    }
-                }
-                _ => return Err(CertError::Malformed),
-            }
-        }
-        let addrs = match (v4, v6) {
-            (Some(v4), Some(v6)) => Some(OverlayAddrs { v4, v6 }),
-            (None, None) => None,
-            _ => return Err(CertError::Malformed),
-        };
-        Ok(Self { uri: uri.ok_or(CertError::Malformed)?, addrs, dns })
-    }
-}
-
-/// The one IPv4 prefix among the permitted names.
-fn permitted_v4(constraints: &NameConstraints<'_>) -> Option<Ipv4Network> {
-    let mut found = None;
-    for subtree in constraints.permitted_subtrees.as_ref()? {
-        let GeneralName::IPAddress(bytes) = subtree.base else { return None };
-        if let Ok([a, b, c, d, mask @ ..]) = <[u8; 8]>::try_from(bytes) {
-            let prefix = Ipv4Network::with_netmask(Ipv4Addr::new(a, b, c, d), Ipv4Addr::from(mask)).ok()?;
-            set_once(&mut found, prefix).ok()?;
-        }
-    }
-    found
-}
-
-fn read_x509(der: &[u8]) -> Result<X509Certificate<'_>, CertError> {
-    if der.len() > MAX_DER {
-        return Err(CertError::Malformed);
-    }
-    match X509Certificate::from_der(der) {
-        Ok((&[], x509)) if x509.version() == X509Version::V3 => Ok(x509),
-        _ => Err(CertError::Malformed),
-    }
-}
-
-/// The certificate's key, if key and signature are both Ed25519 (RFC 8410: same identifier, no parameters).
-fn ed25519_key(x509: &X509Certificate<'_>) -> Result<[u8; 32], CertError> {
-    let spki = x509.public_key();
-    if spki.algorithm.algorithm != OID_SIG_ED25519 || x509.signature_algorithm.algorithm != OID_SIG_ED25519 {
-        return Err(CertError::Malformed);
-    }
-    spki.subject_public_key.data.as_ref().try_into().map_err(malformed)
-}
-
-/// A positive number of at most 16 bytes.
-fn read_serial(raw: &[u8]) -> Result<Serial, CertError> {
-    let mut serial = [0; 16];
-    let at = serial.len().checked_sub(raw.len()).ok_or(CertError::Malformed)?;
-    serial.iter_mut().skip(at).zip(raw).for_each(|(to, from)| *to = *from);
-    if raw.first().is_none_or(|first| first & 0x80 != 0) {
-        Err(CertError::Malformed)
-    } else {
-        Ok(Serial(serial))
-    }
-}
-
-fn unix(time: ASN1Time) -> Result<UnixTime, CertError> {
-    u64::try_from(time.timestamp()).map(UnixTime::from_secs).map_err(malformed)
-}
-
-fn set_once<T>(slot: &mut Option<T>, value: T) -> Result<(), CertError> {
-    if slot.replace(value).is_some() { Err(CertError::Malformed) } else { Ok(()) }
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {

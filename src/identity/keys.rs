@@ -221,7 +221,8 @@ impl fmt::Debug for WgPublic {
 }
 
 fn parse_base64(text: &str) -> Result<[u8; 32], BadKey> {
-    STANDARD.decode(text.trim()).ok().and_then(|bytes| bytes.try_into().ok()).ok_or(BadKey)
+    let bytes = Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| BadKey)?);
+    bytes.as_slice().try_into().map_err(|_| BadKey)
 }
 
 impl FromStr for WgPublic {

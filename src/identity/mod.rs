@@ -16,3 +16,4 @@ pub mod keys;
 pub mod names;
 pub mod pem;
 pub mod revocation;
+mod x509;
