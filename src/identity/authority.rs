@@ -227,8 +227,15 @@ impl PublicKeyData for HolderKey {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
+    use std::sync::Arc;
+
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::pki_types::PrivatePkcs8KeyDer;
+    use rustls::server::WebPkiClientVerifier;
 
     use super::*;
+    use crate::identity::certificate::BROKER_DNS;
+    use crate::identity::certificate::RELAY_DNS;
     use crate::identity::keys::WgPublic;
     use crate::identity::names::MemberUri;
 
@@ -367,5 +374,72 @@ mod tests {
         let forever = T0.plus(Duration::MAX);
         let certificate = ca.sign(&subject(&ca), &[3; 32], Serial::generate(), T0, forever).unwrap();
         assert_eq!(certificate.not_after.secs(), LAST_SECOND);
+    }
+
+    /// A TLS handshake in memory at `T0`: `holder` serves and is asked for as `name`. What the client says of it.
+    fn handshake(ca: &Authority, holder: Roles, name: &'static str) -> Result<(), rustls::Error> {
+        let key = SigningKey::generate();
+        let mut subject = Subject { roles: holder, ..subject(ca) };
+        subject.addrs = subject.addrs.filter(|_| holder.member);
+        let (from, until) = validity(T0, MEMBER_LIFETIME);
+        let certificate = ca.sign(&subject, &key.public(), Serial::generate(), from, until).unwrap();
+        let pkcs8 = || PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.to_pkcs8_der().to_vec()));
+        let chain = || vec![CertificateDer::from(certificate.der.clone())];
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from(ca.anchor().der.clone())).unwrap();
+        let roots = Arc::new(roots);
+        let clients =
+            WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone()).build().unwrap();
+        let server = rustls::ServerConfig::builder_with_details(provider.clone(), Arc::new(Standstill))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(clients)
+            .with_single_cert(chain(), pkcs8())
+            .unwrap();
+        let client = rustls::ClientConfig::builder_with_details(provider, Arc::new(Standstill))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(chain(), pkcs8())
+            .unwrap();
+        let mut server = rustls::ServerConnection::new(Arc::new(server)).unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::new(client), name.try_into().unwrap()).unwrap();
+        while server.is_handshaking() || client.is_handshaking() {
+            let mut wire = Vec::new();
+            client.write_tls(&mut wire).unwrap();
+            server.read_tls(&mut wire.as_slice()).unwrap();
+            server.process_new_packets().expect("the client's certificate is as good as any member's");
+            let mut wire = Vec::new();
+            server.write_tls(&mut wire).unwrap();
+            client.read_tls(&mut wire.as_slice()).unwrap();
+            client.process_new_packets()?;
+        }
+        Ok(())
+    }
+
+    #[derive(Debug)]
+    struct Standstill;
+
+    impl rustls::time_provider::TimeProvider for Standstill {
+        fn current_time(&self) -> Option<rustls::pki_types::UnixTime> {
+            Some(rustls::pki_types::UnixTime::since_unix_epoch(Duration::from_secs(T0.secs())))
+        }
+    }
+
+    #[test]
+    fn tls_itself_refuses_whoever_stands_in_a_brokers_place() {
+        let ca = founded();
+        let all = Roles { member: true, broker: true, relay: true };
+        for (holder, name, believed) in [
+            (Roles::BROKER, BROKER_DNS, true),
+            (Roles::RELAY, RELAY_DNS, true),
+            (all, BROKER_DNS, true),
+            (Roles::MEMBER, BROKER_DNS, false),
+            (Roles::RELAY, BROKER_DNS, false),
+            (Roles::BROKER, RELAY_DNS, false),
+        ] {
+            assert_eq!(handshake(&ca, holder, name).is_ok(), believed, "{holder} as {name}");
+        }
     }
 }
