@@ -380,8 +380,7 @@ fn a_path_with_an_mtu_of_1280_carries_ssh() {
     lab::test(|lab| {
         let world = World::ordinary(lab, &Link::Plain)?;
         let [home, _] = &world.routers;
-        home.ns().ip("link set wan mtu 1280\n")?;
-        world.net.core().ip("link set p2 mtu 1280\n")?;
+        home.set_uplink_mtu(1280)?;
         world.meet()?;
         let sshd = SshServer::start(world.bob.ns(), IpAddr::V4(world.bob.address()?))?;
         let bytes = sshd.run(world.alice.ns(), "bob", "head -c 1000000 /dev/zero")?.len();

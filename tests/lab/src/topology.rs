@@ -53,7 +53,15 @@ struct Attachment {
     n: u8,
     v4: Ipv4Addr,
     v6: Ipv6Addr,
+    uplink: Uplink,
+}
+
+/// The link by which something hangs below something else.
+#[derive(Debug)]
+struct Uplink {
     wire: Option<Wire>,
+    /// The namespace above, and its end of the link.
+    above: (Namespace, String),
 }
 
 impl<'lab> Internet<'lab> {
@@ -78,7 +86,7 @@ impl<'lab> Internet<'lab> {
     pub fn host(&self, name: &str, link: &Link) -> Result<Host> {
         let ns = self.lab.machine(name)?;
         let at = self.attach(&ns, "eth0", link)?;
-        Ok(Host { ns, v4: at.v4, v6: Some(at.v6), wire: at.wire })
+        Ok(Host { ns, v4: at.v4, v6: Some(at.v6), wire: at.uplink.wire })
     }
 
     /// A site behind a router.
@@ -97,12 +105,13 @@ impl<'lab> Internet<'lab> {
         if site.rules.v6 != V6::None {
             self.core.ip(&format!("route add {v6}/64 via {} dev p{n}\n", at.v6))?;
         }
-        Router::set_up(self.lab, ns, site, lan, at.v4, at.wire)
+        Router::set_up(self.lab, ns, site, lan, at.v4, at.uplink)
     }
 
     fn attach(&self, ns: &Namespace, name: &str, link: &Link) -> Result<Attachment> {
         let n = self.attached.next()?;
-        let wire = wire::join((&self.core, &format!("p{n}")), (ns, name), link)?;
+        let port = format!("p{n}");
+        let wire = wire::join((&self.core, &port), (ns, name), link)?;
         let v6 = |host| Ipv6Addr::new(0x2a00, 1, u16::from(n), 0, 0, 0, 0, host);
         let (v4, here) = (Ipv4Addr::new(20, 0, n, 2), v6(2));
         self.core.ip(&format!(
@@ -118,7 +127,8 @@ impl<'lab> Internet<'lab> {
             v6(1)
         ))?;
         settle(ns, Ipv4Addr::new(20, 0, n, 1))?;
-        Ok(Attachment { n, v4, v6: here, wire })
+        let uplink = Uplink { wire, above: (self.core.clone(), port) };
+        Ok(Attachment { n, v4, v6: here, uplink })
     }
 }
 
@@ -200,7 +210,7 @@ pub struct Router<'lab> {
     site: Site,
     lan: Lan,
     wan: Ipv4Addr,
-    wire: Option<Wire>,
+    uplink: Uplink,
     inside: Counter,
 }
 
@@ -211,7 +221,7 @@ impl<'lab> Router<'lab> {
         site: Site,
         lan: Lan,
         wan: Ipv4Addr,
-        wire: Option<Wire>,
+        uplink: Uplink,
     ) -> Result<Self> {
         forwarding(&ns)?;
         ns.ip(&format!("link add lan type bridge\nlink set lan up\naddr add {}/24 dev lan\n", lan.v4(1)))?;
@@ -224,7 +234,7 @@ impl<'lab> Router<'lab> {
         ns.nft(&nat::ruleset(&site.rules, wan))?;
         let inside = Counter::default();
         inside.next()?; // .1 is the router
-        Ok(Self { lab, ns, site, lan, wan, wire, inside })
+        Ok(Self { lab, ns, site, lan, wan, uplink, inside })
     }
 
     /// The router's namespace.
@@ -239,18 +249,25 @@ impl<'lab> Router<'lab> {
 
     /// The wire of its uplink, if that is one.
     pub fn wire(&self) -> Option<&Wire> {
-        self.wire.as_ref()
+        self.uplink.wire.as_ref()
+    }
+
+    /// Sets the MTU of its uplink, at both ends.
+    pub fn set_uplink_mtu(&self, mtu: u16) -> Result<()> {
+        let (above, port) = &self.uplink.above;
+        above.ip(&format!("link set {port} mtu {mtu}\n"))?;
+        self.ns.ip(&format!("link set wan mtu {mtu}\n"))
     }
 
     /// A host inside, on a plain link.
     pub fn host(&self, name: &str) -> Result<Host> {
         let ns = self.lab.machine(name)?;
-        let (n, wire) = self.plug(&ns, "eth0", &Link::Plain)?;
+        let (n, uplink) = self.plug(&ns, "eth0", &Link::Plain)?;
         let v6 = (self.site.rules.v6 != V6::None).then(|| self.lan.v6(n));
         if let Some(v6) = v6 {
             ns.ip(&format!("addr add {v6}/64 dev eth0 nodad\nroute add default via {}\n", self.lan.v6(1)))?;
         }
-        Ok(Host { ns, v4: self.lan.v4(n), v6, wire })
+        Ok(Host { ns, v4: self.lan.v4(n), v6, wire: uplink.wire })
     }
 
     /// A site below this one, which thereby becomes its carrier. IPv4 only.
@@ -259,9 +276,9 @@ impl<'lab> Router<'lab> {
             bail!("a site below a carrier has to translate, and has no IPv6");
         }
         let ns = self.lab.router(name)?;
-        let (n, wire) = self.plug(&ns, "wan", link)?;
+        let (n, uplink) = self.plug(&ns, "wan", link)?;
         let lan = Lan { v4: site.lan, v6: Ipv6Addr::UNSPECIFIED };
-        Self::set_up(self.lab, ns, site, lan, self.lan.v4(n), wire)
+        Self::set_up(self.lab, ns, site, lan, self.lan.v4(n), uplink)
     }
 
     /// Changes what the router does; what is established and still allowed goes on.
@@ -295,10 +312,11 @@ impl<'lab> Router<'lab> {
         self.ns.nft("table inet ntl_block {}\ndelete table inet ntl_block\n")
     }
 
-    /// Connects a namespace to the bridge inside and gives it an address; returns its number and wire.
-    fn plug(&self, ns: &Namespace, name: &str, link: &Link) -> Result<(u8, Option<Wire>)> {
+    /// Connects a namespace to the bridge inside and gives it an address; returns its number and link.
+    fn plug(&self, ns: &Namespace, name: &str, link: &Link) -> Result<(u8, Uplink)> {
         let n = self.inside.next()?;
-        let wire = wire::join((&self.ns, &format!("lan{n}")), (ns, name), link)?;
+        let port = format!("lan{n}");
+        let wire = wire::join((&self.ns, &port), (ns, name), link)?;
         self.ns.ip(&format!("link set lan{n} master lan up\n"))?;
         ns.ip(&format!(
             "link set {name} up\naddr add {}/24 dev {name}\nroute add default via {}\n",
@@ -306,7 +324,7 @@ impl<'lab> Router<'lab> {
             self.lan.v4(1)
         ))?;
         settle(ns, self.lan.v4(1))?;
-        Ok((n, wire))
+        Ok((n, Uplink { wire, above: (self.ns.clone(), port) }))
     }
 }
 
