@@ -7,6 +7,7 @@ pub mod dial;
 pub mod enroll;
 pub mod framed;
 pub mod link;
+pub mod member;
 pub mod relay;
 pub mod serve;
 pub mod tls;

@@ -17,7 +17,7 @@ mod outbound;
 pub mod output;
 pub mod peers;
 pub mod registration;
-mod rendezvous;
+pub mod rendezvous;
 pub mod request;
 pub mod routes;
 mod snapshot;

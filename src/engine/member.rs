@@ -1,0 +1,307 @@
+//! The data thread of a member: owns the node, the device and the sockets, and moves bytes and time between them.
+//!
+//! One thread, no hand-offs: what a readiness brings is handled at once, and what that gives out is sent in one batch.
+//! The control half (link to the broker, control socket, netlink) lives on another thread and talks to this one by
+//! values: [`Command`] in, [`News`] out.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use anyhow::Context as _;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+
+use crate::base::id::SocketId;
+use crate::base::id::StreamId;
+use crate::device::Tun;
+use crate::engine::clock;
+use crate::identity::revocation::RevocationList;
+use crate::io::doors::Doors;
+use crate::io::doors::Event;
+use crate::io::doors::Waker;
+use crate::node::Config;
+use crate::node::Me;
+use crate::node::Node;
+use crate::node::output::Notice;
+use crate::node::output::Order;
+use crate::node::output::Output;
+use crate::node::rendezvous::LinkUp;
+use crate::node::request::Reply;
+use crate::node::request::Request;
+use crate::wire::broker::FromBroker;
+use crate::wire::broker::Register;
+use crate::wire::broker::ToBroker;
+
+/// Packets read from the device before the sockets get their turn.
+const DEVICE_TURN: usize = 64;
+/// Room for one packet of the device and its padding, bytes: the largest IP packet and then some.
+const PACKET_ROOM: usize = 65_535 + 64;
+
+/// From the control half to the data thread.
+#[derive(Debug)]
+pub enum Command {
+    /// The link to the broker is up.
+    LinkUp(Box<LinkUp>),
+    /// It is down; why, in words.
+    LinkDown(String),
+    /// A message of the broker.
+    Broker(Box<FromBroker>),
+    /// The machine's addresses.
+    Network(Vec<IpAddr>),
+    /// An operator's question and the way back.
+    Request(Request, oneshot::Sender<Reply>),
+    /// End.
+    Stop,
+}
+
+/// From the data thread to the control half. Unbounded, because it is: each comes from an event that is itself limited.
+#[derive(Debug)]
+pub enum News {
+    /// Send to the broker.
+    ToBroker(Box<ToBroker>),
+    /// Say this at registration from now on.
+    Register(Box<Register>),
+    /// Store this certificate (DER) and use it.
+    Certificate(Vec<u8>),
+    /// Store this revocation list (signed bytes).
+    Revocations(Vec<u8>),
+    /// For people.
+    Notice(Notice),
+    /// The thread has ended; why, in words, if it was not asked to.
+    Ended(Option<String>),
+}
+
+/// What the data thread starts with.
+#[derive(Debug)]
+pub struct Parts {
+    /// Who we are.
+    pub me: Me,
+    /// How we behave.
+    pub config: Config,
+    /// The newest list that was stored.
+    pub revocations: RevocationList,
+    /// The device, configured.
+    pub tun: Tun,
+    /// Port of the data sockets; 0 for any.
+    pub listen_port: u16,
+    /// The machine's addresses.
+    pub addrs: Vec<IpAddr>,
+}
+
+/// The control half's end of a data thread.
+#[derive(Debug)]
+pub struct Member {
+    commands: mpsc::Sender<Command>,
+    waker: Waker,
+    thread: Option<JoinHandle<()>>,
+    register: Register,
+    ports: (u16, u16),
+}
+
+struct Loop {
+    node: Node,
+    doors: Doors,
+    tun: Tun,
+    out: Output,
+    streams: BTreeMap<StreamId, SocketAddr>,
+    ports: (u16, u16),
+    news: UnboundedSender<News>,
+    packet: Vec<u8>,
+}
+
+impl Member {
+    /// Opens the data sockets and starts the thread.
+    ///
+    /// # Errors
+    /// When a socket cannot be had.
+    pub fn start(parts: Parts, news: UnboundedSender<News>) -> anyhow::Result<Self> {
+        let mut doors = Doors::new().context("opening the data sockets")?;
+        let ports = bind(&mut doors, parts.listen_port, parts.config.udp)?;
+        doors.watch_device(parts.tun.as_fd()).context("watching the TUN device")?;
+        let (commands, inbox) = mpsc::channel();
+        let waker = doors.waker();
+        let now = clock::now();
+        let node = Node::new(parts.me, parts.config, parts.revocations, clock::seed(), now);
+        let out = Output::default();
+        let packet = vec![0; PACKET_ROOM];
+        let mut looped =
+            Loop { node, doors, tun: parts.tun, out, streams: BTreeMap::new(), ports, news, packet };
+        looped.node.handle_network(&parts.addrs, ports, now, &mut looped.out);
+        let register = looped.node.register();
+        let run = move || {
+            let news = looped.news.clone();
+            let why = looped.run(&inbox).err().map(|error| format!("{error:#}"));
+            let _ = news.send(News::Ended(why));
+        };
+        let thread = std::thread::Builder::new().name("data".to_owned()).spawn(run)?;
+        Ok(Self { commands, waker, thread: Some(thread), register, ports })
+    }
+
+    /// What to say at the first registration.
+    #[must_use]
+    pub fn register(&self) -> Register {
+        self.register.clone()
+    }
+
+    /// Ports of the data sockets, IPv4 and IPv6; 0 where there is none.
+    #[must_use]
+    pub fn ports(&self) -> (u16, u16) {
+        self.ports
+    }
+
+    /// Hands a command over.
+    pub fn send(&self, command: Command) {
+        let _ = self.commands.send(command);
+        self.waker.wake();
+    }
+
+    /// Ends the thread; the device goes with it.
+    pub fn stop(&mut self) {
+        self.send(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Binds both families to one port where that can be had. IPv6 is optional: many hosts have none.
+fn bind(doors: &mut Doors, port: u16, udp: bool) -> anyhow::Result<(u16, u16)> {
+    if !udp {
+        return Ok((0, 0));
+    }
+    let v4 = doors.bind_udp(SocketId::V4, (Ipv4Addr::UNSPECIFIED, port).into()).with_context(|| {
+        format!("binding UDP port {port}: is another program using it? Choose another member.listen_port, or 0")
+    })?;
+    let same = doors.bind_udp(SocketId::V6, (Ipv6Addr::UNSPECIFIED, v4.port()).into());
+    let v6 = same.or_else(|_| doors.bind_udp(SocketId::V6, (Ipv6Addr::UNSPECIFIED, 0).into()));
+    let v6 = v6.inspect_err(|error| tracing::debug!(%error, "no IPv6 data socket")).map_or(0, |addr| addr.port());
+    Ok((v4.port(), v6))
+}
+
+impl Loop {
+    fn run(&mut self, inbox: &mpsc::Receiver<Command>) -> anyhow::Result<()> {
+        loop {
+            let now = clock::now();
+            let (due, reason) = self.node.poll_timeout();
+            if due <= now.instant {
+                tracing::trace!(reason, "deadline");
+                self.node.handle_timeout(now, &mut self.out);
+                self.flush();
+            }
+            let (woken, readable) = self.wait()?;
+            if readable {
+                self.read_device()?;
+            }
+            if woken && self.obey(inbox) {
+                return Ok(());
+            }
+            self.flush();
+        }
+    }
+
+    /// Waits, and takes in what sockets and streams have; whether the waker called, whether the device is readable.
+    fn wait(&mut self) -> anyhow::Result<(bool, bool)> {
+        let (node, out, streams) = (&mut self.node, &mut self.out, &mut self.streams);
+        let now = clock::now().instant;
+        let timeout = node.poll_timeout().0.saturating_duration_since(now);
+        let (mut woken, mut readable) = (false, false);
+        let mut on = |event: Event<'_>| match event {
+            Event::Datagram { via, from, bytes } => node.handle_message(via, from, bytes, clock::now(), out),
+            Event::Stream { id, event } => {
+                let closed = matches!(event, crate::base::transmit::StreamEvent::Closed(_));
+                if let Some(from) = streams.get(&id) {
+                    node.handle_stream(id, event, *from, clock::now(), out);
+                }
+                if closed {
+                    streams.remove(&id);
+                }
+            }
+            Event::Device => readable = true,
+            Event::Woken => woken = true,
+            Event::Accepted { .. } => {}
+        };
+        self.doors.wait(now, Some(timeout), &mut on).context("waiting for the sockets")?;
+        Ok((woken, readable))
+    }
+
+    fn read_device(&mut self) -> anyhow::Result<()> {
+        let now = clock::now();
+        for _ in 0..DEVICE_TURN {
+            let room = PACKET_ROOM - 64;
+            let Some(buffer) = self.packet.get_mut(..room) else { break };
+            match self.tun.recv(buffer) {
+                Ok(Some(len)) => self.node.handle_packet(&mut self.packet, len, now, &mut self.out),
+                Ok(None) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context("reading the TUN device"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out what the control half wants; true to stop.
+    fn obey(&mut self, inbox: &mpsc::Receiver<Command>) -> bool {
+        loop {
+            let now = clock::now();
+            let out = &mut self.out;
+            match inbox.try_recv() {
+                Ok(Command::LinkUp(up)) => self.node.handle_link_up(*up, now, out),
+                Ok(Command::LinkDown(why)) => self.node.handle_link_down(why, out),
+                Ok(Command::Broker(message)) => self.node.handle_broker(*message, now, out),
+                Ok(Command::Network(addrs)) => self.node.handle_network(&addrs, self.ports, now, out),
+                Ok(Command::Request(request, reply)) => {
+                    let _ = reply.send(self.node.handle_request(request, now, out));
+                }
+                Err(mpsc::TryRecvError::Empty) => return false,
+                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return true,
+            }
+        }
+    }
+
+    /// Empties the output. Orders first: a message may be for a stream that an order opens.
+    fn flush(&mut self) {
+        while let Some(order) = self.out.orders.pop_front() {
+            let news = match order {
+                Order::Open { id, to } => {
+                    self.streams.insert(id, to);
+                    self.doors.connect(id, to);
+                    continue;
+                }
+                Order::Close(id) => {
+                    self.streams.remove(&id);
+                    self.doors.close(id);
+                    continue;
+                }
+                Order::Broker(message) => News::ToBroker(Box::new(message)),
+                Order::Register(register) => News::Register(Box::new(register)),
+                Order::StoreCertificate(der) => News::Certificate(der),
+                Order::StoreRevocations(bytes) => News::Revocations(bytes),
+            };
+            let _ = self.news.send(news);
+        }
+        if !self.out.outbox.is_empty() {
+            self.doors.send(&mut self.out.outbox);
+        }
+        for packet in self.out.packets.iter() {
+            // A full device queue drops, as any interface does.
+            let _ = self.tun.send(packet);
+        }
+        self.out.packets.clear();
+        while let Some(notice) = self.out.notices.pop_front() {
+            let _ = self.news.send(News::Notice(notice));
+        }
+    }
+}
