@@ -1,13 +1,61 @@
-//! `serve`: broker, relay and STUN server without a member.
+//! `serve`: broker, relay and STUN server without a member. Needs no privilege but that for ports below 1024.
+
+use sd_notify::NotifyState;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+use tokio::sync::mpsc;
 
 use crate::config::exit::Exit;
 use crate::config::settings::Settings;
+use crate::control::api;
+use crate::control::server::ControlServer;
+use crate::engine::roles::Servers;
 
 /// Runs until SIGTERM, SIGINT or `down`.
 ///
 /// # Errors
 /// Whatever keeps it from starting or going on; a `config::exit::Failure` in the chain sets the exit code.
 pub fn run(settings: &Settings) -> anyhow::Result<Exit> {
-    let _ = settings;
-    anyhow::bail!("not built yet")
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run_async(settings))
+}
+
+async fn run_async(settings: &Settings) -> anyhow::Result<Exit> {
+    let control = ControlServer::bind(&settings.control)?;
+    let servers = Servers::start(settings, false).await?;
+    anyhow::ensure!(
+        !servers.is_empty(),
+        "no server role is set up here: make keys with `ntcp-overlay cert init --network NAME --broker NAME --relay NAME --dir {}`, or set stun.enabled = true",
+        settings.state_dir.display()
+    );
+    let (asks_in, mut asks) = mpsc::channel(32);
+    let socket = tokio::spawn(control.run(asks_in));
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status("Serving")]);
+    tracing::info!("serving");
+    loop {
+        tokio::select! {
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            Some(ask) = asks.recv() => {
+                let answer = match ask.request {
+                    api::Request::Down {} => {
+                        let _ = ask.reply.send(api::Reply::Done { message: "stopping".to_owned() });
+                        break;
+                    }
+                    api::Request::Status {} => {
+                        let mut status = api::Status::serving();
+                        servers.describe(&mut status).await;
+                        api::Reply::Status(Box::new(status))
+                    }
+                    other => servers.answer(other).await,
+                };
+                let _ = ask.reply.send(answer);
+            }
+        }
+    }
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    socket.abort();
+    servers.shutdown().await;
+    Ok(Exit::Ok)
 }

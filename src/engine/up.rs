@@ -1,8 +1,69 @@
 //! `up`: a member of the mesh.
+//!
+//! The control half runs here, on one tokio thread: the link to the broker, the control socket, netlink, signals, and the
+//! server roles if this machine has some. Packets never pass through it; they live on the data thread
+//! ([`crate::engine::member`]).
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use ipnetwork::Ipv4Network;
+use ipnetwork::Ipv6Network;
+use sd_notify::NotifyState;
+use tokio::signal::unix::SignalKind;
+use tokio::signal::unix::signal;
+use tokio::sync::mpsc;
+use tokio::sync::oneshot;
+
+use crate::base::addr::OverlayAddrs;
+use crate::config::credentials;
 use crate::config::exit::Exit;
+use crate::config::exit::Failure;
 use crate::config::settings::Settings;
+use crate::control::api;
+use crate::control::server::Ask;
+use crate::control::server::ControlServer;
+use crate::device::OpenError;
+use crate::device::Tun;
+use crate::engine::cleanup;
+use crate::engine::enroll;
+use crate::engine::link::Link;
+use crate::engine::link::LinkConfig;
+use crate::engine::link::LinkEvent;
+use crate::engine::link::LinkHandle;
+use crate::engine::member::Command;
+use crate::engine::member::Member;
+use crate::engine::member::News;
+use crate::engine::member::Parts;
+use crate::engine::membership;
+use crate::engine::membership::MEMBER;
+use crate::engine::membership::Standing;
+use crate::engine::roles::Servers;
+use crate::identity::certificate::Certificate;
+use crate::identity::credentials::Credentials;
+use crate::identity::names::MemberName;
+use crate::io::hosts;
+use crate::io::netlink::Netlink;
+use crate::node;
+use crate::node::Me;
+use crate::node::StockPeer;
+use crate::node::output::Notice;
+use crate::node::rendezvous::LinkUp;
+use crate::node::request::PeerRef;
+use crate::node::request::Reply;
+use crate::node::request::Request;
+use crate::node::request::Ticket;
+use crate::wire::enroll::BrokerAddr;
 use crate::wire::enroll::Invite;
+use crate::wire::enroll::SigningRequest;
+
+/// Changes of the network come in bursts (link, address, route): what counts is how things are after the last.
+const CALM: Duration = Duration::from_millis(500);
+/// The start counts as done when the broker has been tried for this long, answered or not.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What a start has to tell.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -22,6 +83,411 @@ pub fn run(
     join: Option<Invite>,
     announce: &mut dyn FnMut(Announcement),
 ) -> anyhow::Result<Exit> {
-    let _ = (settings, join, announce);
-    anyhow::bail!("not built yet")
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run_async(settings, join, announce))
+}
+
+async fn run_async(
+    settings: &Settings,
+    join: Option<Invite>,
+    announce: &mut dyn FnMut(Announcement),
+) -> anyhow::Result<Exit> {
+    let control = ControlServer::bind(&settings.control)?;
+    let tun = Tun::open(Some(settings.member.interface.as_str())).map_err(explain_device)?;
+    let netlink = Netlink::open()?;
+
+    let standing = membership::standing(&settings.state_dir, join)?;
+    let founded = matches!(standing, Standing::Founder);
+    if founded {
+        // Before there is anything to regret: the wanted prefix must be free.
+        netlink.check_prefix_free(settings.network.prefix, unused_v6(), Some(tun.name())).await?;
+    }
+    let mut servers = Servers::start(settings, founded).await?;
+    let own = enrol(settings, standing, &servers).await?;
+    let addrs = own.certificate.subject.addrs.context(
+        "this machine's certificate is not a member's: sign one with `ntcp-overlay cert sign --role member`",
+    )?;
+    let (v4, v6) = (own.anchor.prefix, own.anchor.overlay_prefix_v6());
+    netlink.check_prefix_free(v4, v6, Some(tun.name())).await?;
+    configure(&netlink, &tun, addrs, v4, v6, settings.member.mtu).await?;
+    let interface = tun.name().to_owned();
+
+    let (news_in, news) = mpsc::unbounded_channel();
+    let brokers = broker_addresses(settings, &servers)?;
+    let local = netlink.local_addresses(Some(&interface)).await?;
+    let member = Member::start(parts(settings, &own, addrs, tun, local)?, news_in)?;
+    let (link_in, link_events) = mpsc::channel(256);
+    let link_config =
+        LinkConfig { brokers, credentials: own.clone(), register: member.register() };
+    let link = Link::spawn(link_config, link_in);
+
+    announce(Announcement::Say(format!(
+        "{} is up in network {}: {} {} on {interface}",
+        own.certificate.subject.uri.name, own.anchor.network, addrs.v4, addrs.v6
+    )));
+    if founded {
+        let invite = servers.create_invite(None, Vec::new(), None, false).await?;
+        announce(Announcement::Say(founder_text(&invite.to_text(), settings)));
+    }
+
+    let mut running = Running {
+        settings,
+        own,
+        interface,
+        member,
+        link,
+        servers: &mut servers,
+        pings: BTreeMap::new(),
+        next_ticket: 0,
+        hosts_written: false,
+        connected: false,
+    };
+    let outcome = running.serve(control, link_events, news, &netlink, announce).await;
+    running.finish();
+    servers.shutdown().await;
+    outcome
+}
+
+struct Running<'a> {
+    settings: &'a Settings,
+    own: Credentials,
+    interface: String,
+    member: Member,
+    link: LinkHandle,
+    servers: &'a mut Servers,
+    pings: BTreeMap<Ticket, oneshot::Sender<api::Reply>>,
+    next_ticket: u64,
+    hosts_written: bool,
+    connected: bool,
+}
+
+impl Running<'_> {
+    async fn serve(
+        &mut self,
+        control: ControlServer,
+        mut link_events: mpsc::Receiver<LinkEvent>,
+        mut news: mpsc::UnboundedReceiver<News>,
+        netlink: &Netlink,
+        announce: &mut dyn FnMut(Announcement),
+    ) -> anyhow::Result<Exit> {
+        let (asks_in, mut asks) = mpsc::channel(32);
+        let socket = tokio::spawn(control.run(asks_in));
+        let mut changes = Netlink::watch()?;
+        let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut ready_at = Some(tokio::time::Instant::now() + PATIENCE);
+        let mut changed_at: Option<tokio::time::Instant> = None;
+        let outcome = loop {
+            tokio::select! {
+                _ = term.recv() => break Ok(Exit::Ok),
+                _ = int.recv() => break Ok(Exit::Ok),
+                Some(event) = link_events.recv() => {
+                    self.on_link(event);
+                    if ready_at.take().is_some() {
+                        self.ready(announce);
+                    }
+                }
+                Some(item) = news.recv() => match self.on_news(item) {
+                    Ok(()) => {}
+                    Err(error) => break Err(error),
+                },
+                Some(ask) = asks.recv() => if self.on_ask(ask).await { break Ok(Exit::Ok) },
+                Some(()) = changes.next() => changed_at = Some(tokio::time::Instant::now() + CALM),
+                () = sleep_until(changed_at) => {
+                    changed_at = None;
+                    self.on_network(netlink).await;
+                }
+                () = sleep_until(ready_at) => {
+                    ready_at = None;
+                    self.ready(announce);
+                }
+            }
+        };
+        socket.abort();
+        outcome
+    }
+
+    fn ready(&self, announce: &mut dyn FnMut(Announcement)) {
+        let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&self.summary())]);
+        announce(Announcement::Ready);
+    }
+
+    fn summary(&self) -> String {
+        let state = if self.connected { "Connected" } else { "No broker reached yet" };
+        let addr = self.own.certificate.subject.addrs.map(|a| a.v4.to_string()).unwrap_or_default();
+        format!("{state}; {} {addr}", self.own.certificate.subject.uri)
+    }
+
+    fn on_link(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up { broker, broker_name, registration_key, registered, .. } => {
+                self.connected = true;
+                let up = LinkUp { broker, name: broker_name, key: registration_key, registered };
+                self.member.send(Command::LinkUp(Box::new(up)));
+            }
+            LinkEvent::Message(message) => self.member.send(Command::Broker(Box::new(message))),
+            LinkEvent::Down { why, retry_in, fatal } => {
+                self.connected = false;
+                if fatal {
+                    tracing::warn!(why, "not connected to the broker");
+                } else {
+                    tracing::info!(why, ?retry_in, "not connected to the broker");
+                }
+                self.member.send(Command::LinkDown(why));
+            }
+        }
+        let _ = sd_notify::notify(&[NotifyState::Status(&self.summary())]);
+    }
+
+    fn on_news(&mut self, news: News) -> anyhow::Result<()> {
+        let dir = self.settings.state_dir.join(MEMBER);
+        match news {
+            News::ToBroker(message) => {
+                if !self.link.send(*message) {
+                    tracing::debug!("the link's queue is full: message dropped");
+                }
+            }
+            News::Register(register) => {
+                let _ = self.link.set_register(*register);
+            }
+            News::Certificate(der) => match credentials::replace_certificate(&dir, &der) {
+                Ok(own) => {
+                    let _ = self.link.replace_certificate(own.certificate.clone());
+                    self.own = own;
+                }
+                Err(error) => tracing::error!(error = format!("{error:#}"), "the renewed certificate cannot be stored"),
+            },
+            News::Revocations(bytes) => {
+                if let Err(error) = credentials::store_revocations(&dir, &bytes) {
+                    tracing::error!(error = format!("{error:#}"), "the revocation list cannot be stored");
+                }
+            }
+            News::Notice(notice) => return self.on_notice(notice),
+            News::Ended(why) => {
+                anyhow::bail!("the data thread has ended: {}", why.unwrap_or_else(|| "without a word".to_owned()));
+            }
+        }
+        Ok(())
+    }
+
+    fn on_notice(&mut self, notice: Notice) -> anyhow::Result<()> {
+        match notice {
+            Notice::Path { peer, path, why } => tracing::info!(%peer, ?path, why, "path"),
+            Notice::Broker { connected, what } => tracing::info!(connected, what, "broker"),
+            Notice::Pong(pong) => {
+                if let Some(reply) = self.pings.remove(&pong.ticket) {
+                    let _ = reply.send(api::Reply::Pong(pong.into()));
+                }
+            }
+            Notice::Directory(names) => self.write_hosts(&names),
+            Notice::Expelled(why) => return Err(Failure::new(Exit::Failed, why).into()),
+        }
+        Ok(())
+    }
+
+    fn write_hosts(&mut self, names: &[(MemberName, OverlayAddrs)]) {
+        if !self.settings.member.hosts_file {
+            return;
+        }
+        let names: Vec<(String, OverlayAddrs)> = names.iter().map(|(name, addrs)| (name.to_string(), *addrs)).collect();
+        match hosts::write_block(Path::new(cleanup::HOSTS), self.own.anchor.network.as_str(), &names) {
+            Ok(()) => self.hosts_written = true,
+            Err(error) => tracing::warn!(%error, "the members' names cannot be written to {}", cleanup::HOSTS),
+        }
+    }
+
+    async fn on_network(&mut self, netlink: &Netlink) {
+        match netlink.local_addresses(Some(&self.interface)).await {
+            Ok(addrs) => {
+                self.member.send(Command::Network(addrs));
+                if !self.connected {
+                    let _ = self.link.retry_now();
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the machine's addresses cannot be read"),
+        }
+    }
+
+    /// Answers a command; true if the command is to end.
+    async fn on_ask(&mut self, ask: Ask) -> bool {
+        let Ask { request, reply } = ask;
+        let answer = match request {
+            api::Request::Status {} => self.status().await,
+            api::Request::Ping { peer, .. } => {
+                self.ping(&peer, reply).await;
+                return false;
+            }
+            api::Request::Down {} => {
+                let _ = reply.send(api::Reply::Done { message: "stopping".to_owned() });
+                return true;
+            }
+            other => self.servers.answer(other).await,
+        };
+        let _ = reply.send(answer);
+        false
+    }
+
+    async fn status(&self) -> api::Reply {
+        let (to, answer) = oneshot::channel();
+        self.member.send(Command::Request(Request::Status, to));
+        let Ok(Reply::Status(snapshot)) = answer.await else {
+            return api::Reply::refused(api::Reason::Failed, "the data thread does not answer");
+        };
+        let mut status = api::Status::from(*snapshot);
+        status.interface = Some(self.interface.clone());
+        self.servers.describe(&mut status).await;
+        api::Reply::Status(Box::new(status))
+    }
+
+    async fn ping(&mut self, peer: &str, reply: oneshot::Sender<api::Reply>) {
+        let whom = match (peer.parse::<IpAddr>(), peer.parse::<MemberName>()) {
+            (Ok(addr), _) => PeerRef::Addr(addr),
+            (_, Ok(name)) => PeerRef::Name(name),
+            (Err(_), Err(_)) => {
+                let text = format!("{peer:?} is neither a member's name nor an address");
+                let _ = reply.send(api::Reply::refused(api::Reason::Malformed, text));
+                return;
+            }
+        };
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        let (to, answer) = oneshot::channel();
+        self.member.send(Command::Request(Request::Ping { peer: whom, ticket }, to));
+        match answer.await {
+            Ok(Reply::Accepted) => {
+                self.pings.retain(|_, waiting| !waiting.is_closed());
+                self.pings.insert(ticket, reply);
+            }
+            Ok(Reply::Refused(why)) => {
+                let _ = reply.send(api::Reply::refused(api::Reason::Failed, why));
+            }
+            Ok(Reply::Status(_)) | Err(_) => {}
+        }
+    }
+
+    /// Takes everything back; the device goes with the data thread.
+    fn finish(&mut self) {
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        self.member.stop();
+        if self.hosts_written
+            && let Err(error) = hosts::remove_block(Path::new(cleanup::HOSTS), self.own.anchor.network.as_str())
+        {
+            tracing::warn!(%error, "the members' names stay in {}: run `ntcp-overlay down --cleanup`", cleanup::HOSTS);
+        }
+    }
+}
+
+async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Makes this machine a member, if it is not one yet.
+async fn enrol(settings: &Settings, standing: Standing, servers: &Servers) -> anyhow::Result<Credentials> {
+    let dir = settings.state_dir.join(MEMBER);
+    let invite = match standing {
+        Standing::Member(own) => return Ok(*own),
+        Standing::Invited(invite) => invite,
+        Standing::Founder => {
+            let name = settings.member.name.clone();
+            servers.create_invite(Some(name), Vec::new(), None, false).await?
+        }
+    };
+    let (key, wg) = credentials::keys_or_new(&dir)?;
+    let request = SigningRequest::new(&settings.member.name, &key, wg.public());
+    let (anchor, certificate) = enroll::redeem(&invite, &request).await?;
+    let certificate = Certificate::parse(&certificate).context("the broker sent an unreadable certificate")?;
+    membership::remember_brokers(&dir, &invite.brokers)?;
+    credentials::store_new(&dir, &anchor, &certificate)
+}
+
+/// Where our brokers are: our own first, then the configured ones, or else the remembered ones.
+fn broker_addresses(settings: &Settings, servers: &Servers) -> anyhow::Result<Vec<BrokerAddr>> {
+    let mut all: Vec<BrokerAddr> = servers.broker_loopback().into_iter().map(BrokerAddr::Addr).collect();
+    if settings.member.brokers.is_empty() {
+        all.extend(membership::brokers(&settings.state_dir.join(MEMBER))?);
+    } else {
+        all.extend(settings.member.brokers.iter().cloned());
+    }
+    all.dedup();
+    anyhow::ensure!(
+        !all.is_empty(),
+        "no broker is known: set member.brokers in the configuration, or join again with a new invite"
+    );
+    Ok(all)
+}
+
+async fn configure(
+    netlink: &Netlink,
+    tun: &Tun,
+    addrs: OverlayAddrs,
+    v4: Ipv4Network,
+    v6: Ipv6Network,
+    mtu: u16,
+) -> anyhow::Result<()> {
+    let v4 = Ipv4Network::new(addrs.v4, v4.prefix()).context("the network's prefix")?;
+    let v6 = Ipv6Network::new(addrs.v6, v6.prefix()).context("the network's prefix")?;
+    netlink.configure(tun.name(), v4, v6, u32::from(mtu)).await?;
+    Ok(())
+}
+
+fn parts(
+    settings: &Settings,
+    own: &Credentials,
+    addrs: OverlayAddrs,
+    tun: Tun,
+    local: Vec<IpAddr>,
+) -> anyhow::Result<Parts> {
+    let request = SigningRequest::new(&own.certificate.subject.uri.name, &own.key, own.wg.public());
+    let stock = settings.wireguard_peers.iter().map(|peer| StockPeer {
+        name: peer.name.clone(),
+        wg: peer.public_key,
+        allowed: peer.addresses.clone(),
+        endpoint: peer.endpoint,
+        preshared: peer.preshared_key,
+        keepalive: peer.persistent_keepalive,
+    });
+    let config = node::Config {
+        software: concat!("ntcp-overlay ", env!("CARGO_PKG_VERSION")).to_owned(),
+        mtu: usize::from(settings.member.mtu),
+        udp: settings.member.udp,
+        relay: settings.member.relay,
+        overlay: vec![own.anchor.prefix.into(), own.anchor.overlay_prefix_v6().into()],
+        configured: settings.member.candidates.clone(),
+        csr: request.emit(),
+        stock: stock.collect(),
+    };
+    let me = Me {
+        anchor: own.anchor.clone(),
+        certificate: own.certificate.clone(),
+        addrs,
+        wg: own.wg.clone(),
+    };
+    let revocations = credentials::load_revocations(&settings.state_dir.join(MEMBER), &own.anchor)?;
+    Ok(Parts { me, config, revocations, tun, listen_port: settings.member.listen_port, addrs: local })
+}
+
+fn explain_device(error: OpenError) -> anyhow::Error {
+    let exit = match error {
+        OpenError::Missing | OpenError::NotPermitted => Exit::Permission,
+        OpenError::NameInUse(_) | OpenError::BadName(_) | OpenError::Other(_) => Exit::Failed,
+    };
+    Failure::new(exit, error.to_string()).into()
+}
+
+/// Any unique local prefix: only the IPv4 prefix of a network to be founded can be checked before it exists.
+fn unused_v6() -> Ipv6Network {
+    Ipv6Network::from(std::net::Ipv6Addr::new(0xfdff, 0xffff, 0xffff, 0xffff, 0, 0, 0, 1))
+}
+
+fn founder_text(token: &str, settings: &Settings) -> String {
+    let port = settings.broker.listen.first().map_or(6060, |listen| listen.addr.port());
+    format!(
+        "This machine has founded the network and introduces its members. On the next machine run:\n\n  \
+         sudo ntcp-overlay up --join {token}\n\n\
+         The invite works once. More of them: `ntcp-overlay invite`. If a firewall stands before this machine, open TCP \
+         and UDP {port} and {} in it.",
+        settings.relay.listen.first().map_or(6061, |listen| listen.addr.port())
+    )
 }

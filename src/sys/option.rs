@@ -4,18 +4,21 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
 
-/// Sets "don't fragment" on every datagram and makes the kernel ignore the path MTU it has learnt, so that only the
-/// device's own MTU refuses a datagram, with `EMSGSIZE` (ip(7), `IP_PMTUDISC_PROBE`).
+/// Chooses whether datagrams may be fragmented on their way. With `unfragmented` they leave marked "don't fragment" and
+/// the kernel ignores the path MTU that it has learnt, so that the datagram itself finds out what passes (ip(7),
+/// `IP_PMTUDISC_PROBE`). Otherwise routers may cut them, and no path is a black hole for want of an ICMP message.
 ///
 /// # Errors
 /// As setsockopt(2).
-pub fn probe_mtu(socket: impl AsFd, ipv6: bool) -> io::Result<()> {
+pub fn unfragmented(socket: impl AsFd, ipv6: bool, unfragmented: bool) -> io::Result<()> {
     if ipv6 {
-        set(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
+        let mode = if unfragmented { libc::IPV6_PMTUDISC_PROBE } else { libc::IPV6_PMTUDISC_WANT };
+        set(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, mode)?;
         // Without this the sender itself would cut what is larger than its device.
-        set(&socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 1)
+        set(&socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, libc::c_int::from(unfragmented))
     } else {
-        set(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)
+        let mode = if unfragmented { libc::IP_PMTUDISC_PROBE } else { libc::IP_PMTUDISC_DONT };
+        set(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, mode)
     }
 }
 

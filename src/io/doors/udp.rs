@@ -45,7 +45,7 @@ impl UdpDoor {
         if addr.is_ipv6() {
             socket.set_only_v6(true)?;
         }
-        option::probe_mtu(&socket, addr.is_ipv6())?;
+        option::unfragmented(&socket, addr.is_ipv6(), false)?;
         let buffers = enlarge(&socket)?;
         socket.bind(&addr.into())?;
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
@@ -57,6 +57,29 @@ impl UdpDoor {
     /// One datagram makes one entry of the batch. This is the place where neighbours with equal destination and size,
     /// which lie next to each other in the arena, can become one entry with `UDP_SEGMENT`.
     pub(super) fn send(
+        &self,
+        outbox: &Outbox,
+        run: &[Transmit],
+        batch: &mut SendBatch,
+        counters: &mut Counters,
+        too_big: &mut TooBig,
+    ) {
+        let mut rest = run;
+        while let Some(first) = rest.first() {
+            let alike = rest.iter().take_while(|message| message.unfragmented == first.unfragmented).count();
+            let (run, later) = rest.split_at(alike);
+            rest = later;
+            // Rare: a few probes per path. The socket belongs to this thread, so the mode is only ours for the moment.
+            let probe = first.unfragmented
+                && option::unfragmented(self.socket.as_fd(), first.to.is_ipv6(), true).is_ok();
+            self.send_alike(outbox, run, batch, counters, too_big);
+            if probe {
+                let _ = option::unfragmented(self.socket.as_fd(), first.to.is_ipv6(), false);
+            }
+        }
+    }
+
+    fn send_alike(
         &self,
         outbox: &Outbox,
         mut run: &[Transmit],

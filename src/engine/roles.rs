@@ -1,0 +1,390 @@
+//! The server roles of this process: broker, relay, STUN server. `serve` runs them alone, `up` beside a member.
+//!
+//! A relay registers with its broker over the same kind of link as a member, also when both live in this process: there
+//! is one way in which a broker learns of relays.
+
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tokio::sync::mpsc;
+
+use crate::base::addr;
+use crate::config::credentials;
+use crate::config::settings::Listen;
+use crate::config::settings::Settings;
+use crate::control::api;
+use crate::control::api::Reason;
+use crate::engine::broker;
+use crate::engine::broker::BrokerConfig;
+use crate::engine::broker::BrokerServer;
+use crate::engine::link::Link;
+use crate::engine::link::LinkConfig;
+use crate::engine::link::LinkEvent;
+use crate::engine::link::LinkHandle;
+use crate::engine::membership;
+use crate::engine::membership::BROKER;
+use crate::engine::membership::RELAY;
+use crate::engine::relay;
+use crate::engine::relay::RelayConfig;
+use crate::engine::relay::RelayServer;
+use crate::engine::stun_server;
+use crate::engine::stun_server::StunServer;
+use crate::identity::credentials::Credentials;
+use crate::identity::names::GroupName;
+use crate::identity::names::MemberName;
+use crate::identity::names::NetworkName;
+use crate::io::netlink::Netlink;
+use crate::nat::behavior::Profile;
+use crate::nat::candidate::Candidate;
+use crate::nat::candidate::Kind;
+use crate::nat::candidate::MAX_CANDIDATES;
+use crate::nat::candidate::Transport;
+use crate::wire::broker::Register;
+use crate::wire::enroll::BrokerAddr;
+use crate::wire::enroll::Invite;
+
+/// The roles that run.
+#[derive(Debug, Default)]
+pub struct Servers {
+    network: Option<NetworkName>,
+    broker: Option<RunningBroker>,
+    relay: Option<RunningRelay>,
+    stun: Option<stun_server::Handle>,
+}
+
+#[derive(Debug)]
+struct RunningBroker {
+    handle: broker::Handle,
+    listen: Vec<SocketAddr>,
+    signs: bool,
+    invite_ttl: Duration,
+}
+
+#[derive(Debug)]
+struct RunningRelay {
+    handle: std::sync::Arc<relay::Handle>,
+    link: tokio::task::JoinHandle<()>,
+}
+
+impl Servers {
+    /// Starts what the settings and this machine's keys say. With `found`, a network is founded first, and this machine
+    /// becomes its broker and relay.
+    ///
+    /// # Errors
+    /// When a role that was asked for cannot start.
+    pub async fn start(settings: &Settings, found: bool) -> anyhow::Result<Self> {
+        let mut servers = Self::default();
+        if found {
+            let forbidden = settings.broker.enabled == Some(false);
+            anyhow::ensure!(
+                !forbidden,
+                "this machine is in no network yet: join one with `ntcp-overlay up --join TOKEN`, or let it found one by removing broker.enabled = false"
+            );
+            broker::create_network(&settings.state_dir, &settings.network.name_or_default(), settings.network.prefix)
+                .context("founding the network")?;
+        }
+        servers.start_broker(settings).await?;
+        servers.start_relay(settings).await?;
+        servers.start_stun(settings)?;
+        Ok(servers)
+    }
+
+    /// Whether any role runs.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.broker.is_none() && self.relay.is_none() && self.stun.is_none()
+    }
+
+    /// How processes on this machine reach the broker of this process.
+    #[must_use]
+    pub fn broker_loopback(&self) -> Option<SocketAddr> {
+        let listen = &self.broker.as_ref()?.listen;
+        let any = listen.iter().find(|at| at.ip().is_unspecified() || at.ip().is_loopback());
+        any.map(|at| SocketAddr::new(loopback_of(at.ip()), at.port())).or(listen.first().copied())
+    }
+
+    /// A new invite.
+    ///
+    /// # Errors
+    /// When this process is no broker, or its broker may not sign.
+    pub async fn create_invite(
+        &self,
+        name: Option<MemberName>,
+        groups: Vec<GroupName>,
+        ttl: Option<Duration>,
+        relay: bool,
+    ) -> anyhow::Result<Invite> {
+        let broker = self.broker.as_ref().context(NO_BROKER)?;
+        anyhow::ensure!(broker.signs, "{NO_AUTHORITY}");
+        broker.handle.create_invite(name, groups, relay, ttl.unwrap_or(broker.invite_ttl)).await
+    }
+
+    /// Answers what an operator asks of the roles.
+    pub async fn answer(&self, request: api::Request) -> api::Reply {
+        let outcome = match request {
+            api::Request::Version {} => {
+                return api::Reply::Version {
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    pid: std::process::id(),
+                };
+            }
+            api::Request::Invite { name, groups, ttl_s, relay } => self.invite(name, groups, ttl_s, relay).await,
+            api::Request::Revoke { name } => self.revoke(&name).await,
+            api::Request::ImportRevocations { base64 } => self.import(&base64).await,
+            api::Request::Ping { .. } => Err(anyhow::anyhow!(
+                "this process runs server roles and is no member: ping from a machine where `ntcp-overlay up` runs"
+            )),
+            api::Request::Status {} | api::Request::Down {} => Err(anyhow::anyhow!("not a question to the roles")),
+        };
+        outcome.unwrap_or_else(|error| api::Reply::refused(Reason::Failed, format!("{error:#}")))
+    }
+
+    /// Adds the roles to a status.
+    pub async fn describe(&self, status: &mut api::Status) {
+        if status.network.is_none() {
+            status.network = self.network.as_ref().map(ToString::to_string);
+        }
+        if let Some(broker) = &self.broker {
+            let stats = broker.handle.stats().await;
+            status.broker = Some(api::BrokerRole {
+                listen: broker.listen.clone(),
+                members: stats.members,
+                online: stats.online,
+                signs: broker.signs,
+            });
+        }
+        if let Some(relay) = &self.relay {
+            let stats = relay.handle.stats();
+            status.relay = Some(api::RelayRole {
+                listen: relay.handle.addrs().to_vec(),
+                sessions: stats.sessions as u64,
+                bytes: stats.bytes,
+            });
+        }
+        if let Some(stun) = &self.stun {
+            status.stun = Some(api::StunRole { listen: stun.addrs().to_vec() });
+        }
+    }
+
+    /// Ends all roles.
+    pub async fn shutdown(self) {
+        if let Some(relay) = self.relay {
+            relay.link.abort();
+        }
+        if let Some(broker) = self.broker {
+            broker.handle.shutdown().await;
+        }
+    }
+
+    async fn invite(
+        &self,
+        name: Option<String>,
+        groups: Vec<String>,
+        ttl_s: Option<u64>,
+        relay: bool,
+    ) -> anyhow::Result<api::Reply> {
+        let name = name.map(|name| name.parse()).transpose().context("the wanted name")?;
+        let groups = groups.iter().map(|group| group.parse()).collect::<Result<_, _>>().context("a group")?;
+        let ttl = ttl_s.map(Duration::from_secs);
+        let invite = self.create_invite(name, groups, ttl, relay).await?;
+        let default = self.broker.as_ref().map(|broker| broker.invite_ttl).unwrap_or_default();
+        Ok(api::Reply::Invite { token: invite.to_text(), ttl_s: ttl.unwrap_or(default).as_secs() })
+    }
+
+    async fn revoke(&self, name: &str) -> anyhow::Result<api::Reply> {
+        let broker = self.broker.as_ref().context(NO_BROKER)?;
+        anyhow::ensure!(broker.signs, "{NO_AUTHORITY}");
+        let name: MemberName = name.parse().context("the member's name")?;
+        let version = broker.handle.revoke(&name).await?;
+        Ok(api::Reply::Done { message: format!("{name} is revoked (list version {version}); members hear of it now") })
+    }
+
+    async fn import(&self, base64: &str) -> anyhow::Result<api::Reply> {
+        let broker = self.broker.as_ref().context(NO_BROKER)?;
+        let bytes = STANDARD.decode(base64).context("the list is not base64")?;
+        let version = broker.handle.import_revocations(&bytes).await?;
+        Ok(api::Reply::Done { message: format!("revocation list version {version} is in force") })
+    }
+
+    async fn start_broker(&mut self, settings: &Settings) -> anyhow::Result<()> {
+        let dir = settings.state_dir.join(BROKER);
+        let has_keys = membership::has_broker(&settings.state_dir);
+        match (settings.broker.enabled, has_keys) {
+            (Some(false), _) | (None, false) => return Ok(()),
+            (Some(true), false) => anyhow::bail!(
+                "broker.enabled = true, but {} holds no broker's keys: make them with `ntcp-overlay cert init --broker NAME`",
+                dir.display()
+            ),
+            (Some(true) | None, true) => {}
+        }
+        let own = credentials::load(&dir)?;
+        anyhow::ensure!(
+            own.certificate.subject.roles.broker,
+            "the certificate in {} is not a broker's: sign one with `cert sign --role broker`",
+            dir.display()
+        );
+        self.network = Some(own.anchor.network.clone());
+        let authority = credentials::load_authority(&dir)?;
+        let signs = authority.is_some();
+        let listen = usable(&settings.broker.listen);
+        let advertise = advertised(&settings.broker.advertise, &listen).await?;
+        let config = BrokerConfig {
+            listen,
+            advertise,
+            state_dir: dir,
+            credentials: own,
+            authority,
+            certificate_ttl: settings.broker.certificate_ttl,
+        };
+        let handle = BrokerServer::start(config).await?;
+        let listen = handle.addrs().to_vec();
+        self.broker = Some(RunningBroker { handle, listen, signs, invite_ttl: settings.broker.invite_ttl });
+        Ok(())
+    }
+
+    async fn start_relay(&mut self, settings: &Settings) -> anyhow::Result<()> {
+        let dir = settings.state_dir.join(RELAY);
+        let has_keys = membership::has_relay(&settings.state_dir);
+        match (settings.relay.enabled, has_keys) {
+            (Some(false), _) | (None, false) => return Ok(()),
+            (Some(true), false) => anyhow::bail!(
+                "relay.enabled = true, but {} holds no relay's keys: make them with `ntcp-overlay cert init --relay NAME`, or join with `invite --relay`",
+                dir.display()
+            ),
+            (Some(true) | None, true) => {}
+        }
+        let own = credentials::load(&dir)?;
+        anyhow::ensure!(
+            own.certificate.subject.roles.relay,
+            "the certificate in {} is not a relay's: sign one with `cert sign --role relay`",
+            dir.display()
+        );
+        let listen = usable(&settings.relay.listen);
+        let mut limits = crate::relay::server::Config::default();
+        limits.max_sessions = usize::try_from(settings.relay.max_sessions).unwrap_or(usize::MAX);
+        limits.bytes_per_second =
+            settings.relay.bytes_per_second.map(|rate| u32::try_from(rate).unwrap_or(u32::MAX));
+        let config = RelayConfig { listen, secret: own.wg.clone(), broker_keys: Vec::new(), limits };
+        let handle = std::sync::Arc::new(RelayServer::start(config)?);
+        let mut wanted = settings.relay.advertise.clone();
+        if wanted.is_empty() {
+            // Beside a broker with a public name, a relay is at that name too.
+            let port = handle.addrs().first().map_or(0, SocketAddr::port);
+            wanted = settings.broker.advertise.iter().map(|at| with_port(at, port)).collect();
+        }
+        let endpoints = endpoints(&advertised(&wanted, handle.addrs()).await?).await;
+        let mut brokers: Vec<BrokerAddr> = self.broker_loopback().into_iter().map(BrokerAddr::Addr).collect();
+        brokers.extend(settings.relay.brokers.iter().cloned());
+        brokers.extend(membership::brokers(&dir)?);
+        anyhow::ensure!(!brokers.is_empty(), "the relay knows no broker: set relay.brokers");
+        let link = spawn_relay_link(own, brokers, endpoints, std::sync::Arc::clone(&handle));
+        self.relay = Some(RunningRelay { handle, link });
+        Ok(())
+    }
+
+    fn start_stun(&mut self, settings: &Settings) -> anyhow::Result<()> {
+        if settings.stun.enabled {
+            self.stun = Some(StunServer::start(usable(&settings.stun.listen))?);
+        }
+        Ok(())
+    }
+}
+
+const NO_BROKER: &str = "this process is no broker: ask on the machine where the broker runs";
+const NO_AUTHORITY: &str = "this broker does not hold the CA's key: use `ntcp-overlay cert sign` and `cert revoke --ca` where the key is, and bring the result here";
+
+/// Keeps a relay registered, and tells it whose tokens are good.
+fn spawn_relay_link(
+    own: Credentials,
+    brokers: Vec<BrokerAddr>,
+    endpoints: Vec<Candidate>,
+    relay: std::sync::Arc<relay::Handle>,
+) -> tokio::task::JoinHandle<()> {
+    let register = Register {
+        software: concat!("ntcp-overlay ", env!("CARGO_PKG_VERSION")).to_owned(),
+        candidates: Vec::new(),
+        profile: Profile::default(),
+        relay: endpoints,
+        revocations: 0,
+        watch: false,
+    };
+    let (events_in, mut events) = mpsc::channel(64);
+    let link: LinkHandle = Link::spawn(LinkConfig { brokers, credentials: own, register }, events_in);
+    tokio::spawn(async move {
+        let _link = link;
+        while let Some(event) = events.recv().await {
+            match event {
+                LinkEvent::Up { broker_name, broker_cert, .. } => {
+                    tracing::info!(broker = %broker_name, "relay registered");
+                    relay.authorise_broker(broker_cert.key);
+                }
+                LinkEvent::Down { why, .. } => tracing::warn!(why, "the relay is not registered"),
+                LinkEvent::Message(_) => {}
+            }
+        }
+    })
+}
+
+/// Addresses that can be bound here: an optional one, such as the IPv6 default on a host without IPv6, is tried first.
+fn usable(listen: &[Listen]) -> Vec<SocketAddr> {
+    let bindable = |at: &&Listen| !at.optional || std::net::UdpSocket::bind((at.addr.ip(), 0)).is_ok();
+    listen.iter().filter(bindable).map(|at| at.addr).collect()
+}
+
+/// What others are told: what the owner wrote, or else every address of this machine that is listened on.
+async fn advertised(wanted: &[BrokerAddr], listen: &[SocketAddr]) -> anyhow::Result<Vec<BrokerAddr>> {
+    if !wanted.is_empty() {
+        return Ok(wanted.to_vec());
+    }
+    let own = Netlink::open()?.local_addresses(None).await?;
+    let mut all = Vec::new();
+    for at in listen {
+        let any = at.ip().is_unspecified();
+        let same_family = own.iter().filter(|ip| ip.is_ipv4() == at.is_ipv4()).map(|ip| SocketAddr::new(*ip, at.port()));
+        let here: Vec<SocketAddr> = if any { same_family.collect() } else { vec![*at] };
+        all.extend(here.into_iter().filter(|at| addr::is_candidate(*at)).map(BrokerAddr::Addr));
+    }
+    all.truncate(MAX_CANDIDATES / 2);
+    Ok(all)
+}
+
+/// A relay's endpoints, names looked up.
+async fn endpoints(advertised: &[BrokerAddr]) -> Vec<Candidate> {
+    let mut all = Vec::new();
+    for at in advertised {
+        let found: Vec<SocketAddr> = match at {
+            BrokerAddr::Addr(at) => vec![*at],
+            BrokerAddr::Host(host, port) => match tokio::net::lookup_host((host.as_str(), *port)).await {
+                Ok(found) => found.collect(),
+                Err(error) => {
+                    tracing::warn!(%error, host, "the relay's advertised name cannot be looked up");
+                    Vec::new()
+                }
+            },
+        };
+        for addr in found {
+            all.extend([Transport::Udp, Transport::Tcp].map(|transport| Candidate { transport, kind: Kind::Host, addr }));
+        }
+    }
+    all.truncate(MAX_CANDIDATES);
+    all
+}
+
+fn with_port(at: &BrokerAddr, port: u16) -> BrokerAddr {
+    match at {
+        BrokerAddr::Addr(addr) => BrokerAddr::Addr(SocketAddr::new(addr.ip(), port)),
+        BrokerAddr::Host(host, _) => BrokerAddr::Host(host.clone(), port),
+    }
+}
+
+fn loopback_of(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+    }
+}
