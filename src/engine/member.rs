@@ -183,11 +183,14 @@ fn bind(doors: &mut Doors, port: u16, udp: bool) -> anyhow::Result<(u16, u16)> {
         return Ok((0, 0));
     }
     let v4 = doors.bind_udp(SocketId::V4, (Ipv4Addr::UNSPECIFIED, port).into()).with_context(|| {
-        format!("binding UDP port {port}: is another program using it? Choose another member.listen_port, or 0")
+        format!(
+            "binding UDP port {port}: is another program using it? Choose another member.listen_port, or 0"
+        )
     })?;
     let same = doors.bind_udp(SocketId::V6, (Ipv6Addr::UNSPECIFIED, v4.port()).into());
     let v6 = same.or_else(|_| doors.bind_udp(SocketId::V6, (Ipv6Addr::UNSPECIFIED, 0).into()));
-    let v6 = v6.inspect_err(|error| tracing::debug!(%error, "no IPv6 data socket")).map_or(0, |addr| addr.port());
+    let v6 =
+        v6.inspect_err(|error| tracing::debug!(%error, "no IPv6 data socket")).map_or(0, |addr| addr.port());
     Ok((v4.port(), v6))
 }
 

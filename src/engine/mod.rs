@@ -12,5 +12,6 @@ pub mod membership;
 pub mod relay;
 pub mod roles;
 pub mod serve;
+pub mod stun_server;
 pub mod tls;
 pub mod up;

@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -16,6 +17,7 @@ use tokio::sync::mpsc;
 use crate::base::addr;
 use crate::config::credentials;
 use crate::config::settings::Listen;
+use crate::config::settings::RELAY_PORT;
 use crate::config::settings::Settings;
 use crate::control::api;
 use crate::control::api::Reason;
@@ -34,6 +36,7 @@ use crate::engine::relay::RelayConfig;
 use crate::engine::relay::RelayServer;
 use crate::engine::stun_server;
 use crate::engine::stun_server::StunServer;
+use crate::identity::certificate::Roles;
 use crate::identity::credentials::Credentials;
 use crate::identity::names::GroupName;
 use crate::identity::names::MemberName;
@@ -60,15 +63,15 @@ pub struct Servers {
 #[derive(Debug)]
 struct RunningBroker {
     handle: broker::Handle,
-    listen: Vec<SocketAddr>,
+    credentials: Credentials,
     signs: bool,
     invite_ttl: Duration,
 }
 
 #[derive(Debug)]
 struct RunningRelay {
-    handle: std::sync::Arc<relay::Handle>,
-    link: tokio::task::JoinHandle<()>,
+    handle: Arc<relay::Handle>,
+    link: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Servers {
@@ -79,14 +82,19 @@ impl Servers {
     /// When a role that was asked for cannot start.
     pub async fn start(settings: &Settings, found: bool) -> anyhow::Result<Self> {
         let mut servers = Self::default();
-        if found {
+        // A start that was interrupted after founding goes on from there.
+        if found && !membership::has_broker(&settings.state_dir) {
             let forbidden = settings.broker.enabled == Some(false);
             anyhow::ensure!(
                 !forbidden,
                 "this machine is in no network yet: join one with `ntcp-overlay up --join TOKEN`, or let it found one by removing broker.enabled = false"
             );
-            broker::create_network(&settings.state_dir, &settings.network.name_or_default(), settings.network.prefix)
-                .context("founding the network")?;
+            let _ = broker::create_network(
+                &settings.state_dir,
+                &settings.network.name_or_default(),
+                settings.network.prefix,
+            )
+            .context("founding the network")?;
         }
         servers.start_broker(settings).await?;
         servers.start_relay(settings).await?;
@@ -103,7 +111,7 @@ impl Servers {
     /// How processes on this machine reach the broker of this process.
     #[must_use]
     pub fn broker_loopback(&self) -> Option<SocketAddr> {
-        let listen = &self.broker.as_ref()?.listen;
+        let listen = self.broker.as_ref()?.handle.listen();
         let any = listen.iter().find(|at| at.ip().is_unspecified() || at.ip().is_loopback());
         any.map(|at| SocketAddr::new(loopback_of(at.ip()), at.port())).or(listen.first().copied())
     }
@@ -121,7 +129,8 @@ impl Servers {
     ) -> anyhow::Result<Invite> {
         let broker = self.broker.as_ref().context(NO_BROKER)?;
         anyhow::ensure!(broker.signs, "{NO_AUTHORITY}");
-        broker.handle.create_invite(name, groups, relay, ttl.unwrap_or(broker.invite_ttl)).await
+        let roles = if relay { Roles::RELAY } else { Roles::MEMBER };
+        broker.handle.create_invite(name, groups, roles, ttl.unwrap_or(broker.invite_ttl)).await
     }
 
     /// Answers what an operator asks of the roles.
@@ -133,13 +142,17 @@ impl Servers {
                     pid: std::process::id(),
                 };
             }
-            api::Request::Invite { name, groups, ttl_s, relay } => self.invite(name, groups, ttl_s, relay).await,
+            api::Request::Invite { name, groups, ttl_s, relay } => {
+                self.invite(name, groups, ttl_s, relay).await
+            }
             api::Request::Revoke { name } => self.revoke(&name).await,
             api::Request::ImportRevocations { base64 } => self.import(&base64).await,
             api::Request::Ping { .. } => Err(anyhow::anyhow!(
                 "this process runs server roles and is no member: ping from a machine where `ntcp-overlay up` runs"
             )),
-            api::Request::Status {} | api::Request::Down {} => Err(anyhow::anyhow!("not a question to the roles")),
+            api::Request::Status {} | api::Request::Down {} => {
+                Err(anyhow::anyhow!("not a question to the roles"))
+            }
         };
         outcome.unwrap_or_else(|error| api::Reply::refused(Reason::Failed, format!("{error:#}")))
     }
@@ -150,11 +163,11 @@ impl Servers {
             status.network = self.network.as_ref().map(ToString::to_string);
         }
         if let Some(broker) = &self.broker {
-            let stats = broker.handle.stats().await;
+            let members = broker.handle.members().await.unwrap_or_default();
             status.broker = Some(api::BrokerRole {
-                listen: broker.listen.clone(),
-                members: stats.members,
-                online: stats.online,
+                listen: broker.handle.listen().to_vec(),
+                members: members.len() as u64,
+                online: members.iter().filter(|member| member.online).count() as u64,
                 signs: broker.signs,
             });
         }
@@ -173,8 +186,10 @@ impl Servers {
 
     /// Ends all roles.
     pub async fn shutdown(self) {
-        if let Some(relay) = self.relay {
-            relay.link.abort();
+        if let Some(relay) = self.relay
+            && let Some(link) = relay.link
+        {
+            link.abort();
         }
         if let Some(broker) = self.broker {
             broker.handle.shutdown().await;
@@ -200,14 +215,16 @@ impl Servers {
         let broker = self.broker.as_ref().context(NO_BROKER)?;
         anyhow::ensure!(broker.signs, "{NO_AUTHORITY}");
         let name: MemberName = name.parse().context("the member's name")?;
-        let version = broker.handle.revoke(&name).await?;
-        Ok(api::Reply::Done { message: format!("{name} is revoked (list version {version}); members hear of it now") })
+        let version = broker.handle.revoke(name.clone()).await?;
+        Ok(api::Reply::Done {
+            message: format!("{name} is revoked (list version {version}); members hear of it now"),
+        })
     }
 
     async fn import(&self, base64: &str) -> anyhow::Result<api::Reply> {
         let broker = self.broker.as_ref().context(NO_BROKER)?;
         let bytes = STANDARD.decode(base64).context("the list is not base64")?;
-        let version = broker.handle.import_revocations(&bytes).await?;
+        let version = broker.handle.import_revocations(bytes).await?;
         Ok(api::Reply::Done { message: format!("revocation list version {version} is in force") })
     }
 
@@ -231,19 +248,17 @@ impl Servers {
         self.network = Some(own.anchor.network.clone());
         let authority = credentials::load_authority(&dir)?;
         let signs = authority.is_some();
-        let listen = usable(&settings.broker.listen);
-        let advertise = advertised(&settings.broker.advertise, &listen).await?;
         let config = BrokerConfig {
-            listen,
-            advertise,
-            state_dir: dir,
-            credentials: own,
+            listen: settings.broker.listen.clone(),
+            advertise: settings.broker.advertise.clone(),
+            dir,
+            credentials: own.clone(),
             authority,
             certificate_ttl: settings.broker.certificate_ttl,
         };
         let handle = BrokerServer::start(config).await?;
-        let listen = handle.addrs().to_vec();
-        self.broker = Some(RunningBroker { handle, listen, signs, invite_ttl: settings.broker.invite_ttl });
+        self.broker =
+            Some(RunningBroker { handle, credentials: own, signs, invite_ttl: settings.broker.invite_ttl });
         Ok(())
     }
 
@@ -270,19 +285,31 @@ impl Servers {
         limits.bytes_per_second =
             settings.relay.bytes_per_second.map(|rate| u32::try_from(rate).unwrap_or(u32::MAX));
         let config = RelayConfig { listen, secret: own.wg.clone(), broker_keys: Vec::new(), limits };
-        let handle = std::sync::Arc::new(RelayServer::start(config)?);
-        let mut wanted = settings.relay.advertise.clone();
-        if wanted.is_empty() {
-            // Beside a broker with a public name, a relay is at that name too.
-            let port = handle.addrs().first().map_or(0, SocketAddr::port);
-            wanted = settings.broker.advertise.iter().map(|at| with_port(at, port)).collect();
-        }
-        let endpoints = endpoints(&advertised(&wanted, handle.addrs()).await?).await;
-        let mut brokers: Vec<BrokerAddr> = self.broker_loopback().into_iter().map(BrokerAddr::Addr).collect();
-        brokers.extend(settings.relay.brokers.iter().cloned());
-        brokers.extend(membership::brokers(&dir)?);
-        anyhow::ensure!(!brokers.is_empty(), "the relay knows no broker: set relay.brokers");
-        let link = spawn_relay_link(own, brokers, endpoints, std::sync::Arc::clone(&handle));
+        let handle = Arc::new(RelayServer::start(config)?);
+        let link = match &self.broker {
+            Some(broker) => {
+                handle.authorise_broker(broker.credentials.certificate.key);
+                let advertised = relay_addresses(settings);
+                let endpoints = if advertised.is_empty() {
+                    everywhere(handle.addrs())
+                } else {
+                    endpoints(&advertised).await
+                };
+                broker.handle.add_local_relay(own.certificate.clone(), &endpoints);
+                None
+            }
+            None => {
+                let mut brokers = settings.relay.brokers.clone();
+                brokers.extend(membership::brokers(&dir)?);
+                anyhow::ensure!(!brokers.is_empty(), "the relay knows no broker: set relay.brokers");
+                let advertised = match relay_addresses(settings) {
+                    wanted if wanted.is_empty() => own_addresses(handle.addrs()).await?,
+                    wanted => wanted,
+                };
+                let endpoints = endpoints(&advertised).await;
+                Some(spawn_relay_link(own, brokers, endpoints, Arc::clone(&handle)))
+            }
+        };
         self.relay = Some(RunningRelay { handle, link });
         Ok(())
     }
@@ -303,7 +330,7 @@ fn spawn_relay_link(
     own: Credentials,
     brokers: Vec<BrokerAddr>,
     endpoints: Vec<Candidate>,
-    relay: std::sync::Arc<relay::Handle>,
+    relay: Arc<relay::Handle>,
 ) -> tokio::task::JoinHandle<()> {
     let register = Register {
         software: concat!("ntcp-overlay ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -336,21 +363,37 @@ fn usable(listen: &[Listen]) -> Vec<SocketAddr> {
     listen.iter().filter(bindable).map(|at| at.addr).collect()
 }
 
-/// What others are told: what the owner wrote, or else every address of this machine that is listened on.
-async fn advertised(wanted: &[BrokerAddr], listen: &[SocketAddr]) -> anyhow::Result<Vec<BrokerAddr>> {
-    if !wanted.is_empty() {
-        return Ok(wanted.to_vec());
+/// What the owner wrote about where the relay is; beside a broker with a public name, it is at that name too.
+fn relay_addresses(settings: &Settings) -> Vec<BrokerAddr> {
+    if !settings.relay.advertise.is_empty() {
+        return settings.relay.advertise.clone();
     }
+    let port = settings.relay.listen.first().map_or(RELAY_PORT, |listen| listen.addr.port());
+    settings.broker.advertise.iter().map(|at| with_port(at, port)).collect()
+}
+
+/// Every address of this machine that is listened on.
+async fn own_addresses(listen: &[SocketAddr]) -> anyhow::Result<Vec<BrokerAddr>> {
     let own = Netlink::open()?.local_addresses(None).await?;
     let mut all = Vec::new();
     for at in listen {
         let any = at.ip().is_unspecified();
-        let same_family = own.iter().filter(|ip| ip.is_ipv4() == at.is_ipv4()).map(|ip| SocketAddr::new(*ip, at.port()));
+        let same_family =
+            own.iter().filter(|ip| ip.is_ipv4() == at.is_ipv4()).map(|ip| SocketAddr::new(*ip, at.port()));
         let here: Vec<SocketAddr> = if any { same_family.collect() } else { vec![*at] };
         all.extend(here.into_iter().filter(|at| addr::is_candidate(*at)).map(BrokerAddr::Addr));
     }
     all.truncate(MAX_CANDIDATES / 2);
     Ok(all)
+}
+
+/// A relay's endpoints when it is wherever the broker of this process was reached.
+fn everywhere(listen: &[SocketAddr]) -> Vec<Candidate> {
+    let both = |addr: &SocketAddr| {
+        let addr = *addr;
+        [Transport::Udp, Transport::Tcp].map(|transport| Candidate { transport, kind: Kind::Host, addr })
+    };
+    listen.iter().flat_map(both).collect()
 }
 
 /// A relay's endpoints, names looked up.
@@ -368,7 +411,11 @@ async fn endpoints(advertised: &[BrokerAddr]) -> Vec<Candidate> {
             },
         };
         for addr in found {
-            all.extend([Transport::Udp, Transport::Tcp].map(|transport| Candidate { transport, kind: Kind::Host, addr }));
+            all.extend([Transport::Udp, Transport::Tcp].map(|transport| Candidate {
+                transport,
+                kind: Kind::Host,
+                addr,
+            }));
         }
     }
     all.truncate(MAX_CANDIDATES);

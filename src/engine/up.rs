@@ -42,7 +42,6 @@ use crate::engine::membership;
 use crate::engine::membership::MEMBER;
 use crate::engine::membership::Standing;
 use crate::engine::roles::Servers;
-use crate::identity::certificate::Certificate;
 use crate::identity::credentials::Credentials;
 use crate::identity::names::MemberName;
 use crate::io::hosts;
@@ -117,8 +116,7 @@ async fn run_async(
     let local = netlink.local_addresses(Some(&interface)).await?;
     let member = Member::start(parts(settings, &own, addrs, tun, local)?, news_in)?;
     let (link_in, link_events) = mpsc::channel(256);
-    let link_config =
-        LinkConfig { brokers, credentials: own.clone(), register: member.register() };
+    let link_config = LinkConfig { brokers, credentials: own.clone(), register: member.register() };
     let link = Link::spawn(link_config, link_in);
 
     announce(Announcement::Say(format!(
@@ -254,7 +252,9 @@ impl Running<'_> {
                     let _ = self.link.replace_certificate(own.certificate.clone());
                     self.own = own;
                 }
-                Err(error) => tracing::error!(error = format!("{error:#}"), "the renewed certificate cannot be stored"),
+                Err(error) => {
+                    tracing::error!(error = format!("{error:#}"), "the renewed certificate cannot be stored")
+                }
             },
             News::Revocations(bytes) => {
                 if let Err(error) = credentials::store_revocations(&dir, &bytes) {
@@ -263,7 +263,10 @@ impl Running<'_> {
             }
             News::Notice(notice) => return self.on_notice(notice),
             News::Ended(why) => {
-                anyhow::bail!("the data thread has ended: {}", why.unwrap_or_else(|| "without a word".to_owned()));
+                anyhow::bail!(
+                    "the data thread has ended: {}",
+                    why.unwrap_or_else(|| "without a word".to_owned())
+                );
             }
         }
         Ok(())
@@ -288,10 +291,13 @@ impl Running<'_> {
         if !self.settings.member.hosts_file {
             return;
         }
-        let names: Vec<(String, OverlayAddrs)> = names.iter().map(|(name, addrs)| (name.to_string(), *addrs)).collect();
+        let names: Vec<(String, OverlayAddrs)> =
+            names.iter().map(|(name, addrs)| (name.to_string(), *addrs)).collect();
         match hosts::write_block(Path::new(cleanup::HOSTS), self.own.anchor.network.as_str(), &names) {
             Ok(()) => self.hosts_written = true,
-            Err(error) => tracing::warn!(%error, "the members' names cannot be written to {}", cleanup::HOSTS),
+            Err(error) => {
+                tracing::warn!(%error, "the members' names cannot be written to {}", cleanup::HOSTS)
+            }
         }
     }
 
@@ -369,7 +375,8 @@ impl Running<'_> {
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         self.member.stop();
         if self.hosts_written
-            && let Err(error) = hosts::remove_block(Path::new(cleanup::HOSTS), self.own.anchor.network.as_str())
+            && let Err(error) =
+                hosts::remove_block(Path::new(cleanup::HOSTS), self.own.anchor.network.as_str())
         {
             tracing::warn!(%error, "the members' names stay in {}: run `ntcp-overlay down --cleanup`", cleanup::HOSTS);
         }
@@ -397,7 +404,6 @@ async fn enrol(settings: &Settings, standing: Standing, servers: &Servers) -> an
     let (key, wg) = credentials::keys_or_new(&dir)?;
     let request = SigningRequest::new(&settings.member.name, &key, wg.public());
     let (anchor, certificate) = enroll::redeem(&invite, &request).await?;
-    let certificate = Certificate::parse(&certificate).context("the broker sent an unreadable certificate")?;
     membership::remember_brokers(&dir, &invite.brokers)?;
     credentials::store_new(&dir, &anchor, &certificate)
 }
@@ -458,12 +464,8 @@ fn parts(
         csr: request.emit(),
         stock: stock.collect(),
     };
-    let me = Me {
-        anchor: own.anchor.clone(),
-        certificate: own.certificate.clone(),
-        addrs,
-        wg: own.wg.clone(),
-    };
+    let me =
+        Me { anchor: own.anchor.clone(), certificate: own.certificate.clone(), addrs, wg: own.wg.clone() };
     let revocations = credentials::load_revocations(&settings.state_dir.join(MEMBER), &own.anchor)?;
     Ok(Parts { me, config, revocations, tun, listen_port: settings.member.listen_port, addrs: local })
 }
