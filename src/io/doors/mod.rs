@@ -13,6 +13,8 @@
 //! So a deadline is late by the length of one turn at most, and never early.
 
 mod deadlines;
+mod event;
+mod listener;
 mod stream;
 mod udp;
 
@@ -33,13 +35,15 @@ use rustix::event::Timespec;
 use rustix::event::epoll;
 use rustix::event::epoll::EventFlags;
 use rustix::event::eventfd;
-use rustix::net::SocketFlags;
-use socket2::Domain;
-use socket2::Protocol;
 use socket2::Socket;
-use socket2::Type;
 
 use self::deadlines::Deadlines;
+pub use self::event::Counters;
+pub use self::event::Event;
+use self::listener::ACCEPT_TURN;
+pub use self::listener::ACCEPTED_MAX;
+use self::listener::Accept;
+use self::listener::Listeners;
 use self::stream::Gone;
 use self::stream::Stream;
 use self::stream::Turn;
@@ -55,52 +59,8 @@ use crate::sys::batch::RecvBatch;
 use crate::sys::batch::SendBatch;
 use crate::wire::frame;
 
-/// Accepted streams at a time, unless [`Doors::set_accepted_max`] says otherwise.
-pub const ACCEPTED_MAX: usize = 4096;
-/// Streams accepted per turn and listener.
-const ACCEPT_TURN: usize = 64;
-/// How long listeners rest when the process has no descriptor left. Reason: they would be ready again at once, forever.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
-/// Connections that may wait in the kernel for [`Doors::wait`].
-const BACKLOG: i32 = 1024;
 /// Doors reported ready per turn; others follow in the next.
 const EVENTS: usize = 256;
-/// Accepted streams are numbered from here.
-const ACCEPTED_FROM: u32 = 1 << 31;
-
-/// Something came in.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// A datagram.
-    Datagram {
-        /// The socket.
-        via: Via,
-        /// Its source, IPv4-mapped addresses made plain.
-        from: SocketAddr,
-        /// Its bytes, writable so that they can be opened in place.
-        bytes: &'a mut [u8],
-    },
-    /// A listener accepted a stream; `Opened` does not follow.
-    Accepted {
-        /// Numbered by the doors, from the top half of the range (bit 31 set).
-        id: StreamId,
-        /// Far end.
-        from: SocketAddr,
-        /// Near end.
-        to: SocketAddr,
-    },
-    /// Something happened to a stream.
-    Stream {
-        /// Which.
-        id: StreamId,
-        /// What.
-        event: StreamEvent<'a>,
-    },
-    /// The device can be read.
-    Device,
-    /// Somebody called [`Waker::wake`].
-    Woken,
-}
 
 /// Wakes a thread that waits in [`Doors::wait`]; cheap to clone, safe to send.
 #[derive(Clone, Debug)]
@@ -114,33 +74,6 @@ impl Waker {
     }
 }
 
-/// What the doors have done since they were made.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Counters {
-    /// Datagrams received.
-    pub datagrams_in: u64,
-    /// Datagrams that the kernel took.
-    pub datagrams_out: u64,
-    /// Datagrams that the kernel refused; they are lost.
-    pub datagrams_refused: u64,
-    /// Among these, larger than the device on their way out takes.
-    pub too_big: u64,
-    /// Frames received on streams.
-    pub frames_in: u64,
-    /// Frames sent or queued on streams.
-    pub frames_out: u64,
-    /// Messages for streams that were dropped: a slow far end, no such stream, longer than a frame can be.
-    pub stream_messages_dropped: u64,
-    /// Streams accepted.
-    pub accepted: u64,
-    /// Streams closed at once because there were too many already.
-    pub accept_refused: u64,
-    /// Streams closed because they sent what is no frame.
-    pub bad_frames: u64,
-    /// Streams closed because they sent no first frame, or did not finish one, in time.
-    pub silent_streams: u64,
-}
-
 /// The doors of one data thread.
 pub struct Doors {
     epoll: OwnedFd,
@@ -149,13 +82,8 @@ pub struct Doors {
     recv: RecvBatch,
     send: SendBatch,
     too_big: TooBig,
-    listeners: Vec<Socket>,
-    /// Listeners rest; until when, once the next wait has told the time.
-    pause: Option<Option<Instant>>,
+    listeners: Listeners,
     streams: BTreeMap<StreamId, Stream>,
-    accepted_max: usize,
-    accepted_now: usize,
-    next_accepted: u32,
     deadlines: Deadlines,
     /// Streams that hold whole frames already, for the next turn.
     unread: Vec<StreamId>,
@@ -180,12 +108,8 @@ impl Doors {
             recv: RecvBatch::new(),
             send: SendBatch::new(),
             too_big: TooBig::new(),
-            listeners: Vec::new(),
-            pause: None,
+            listeners: Listeners::new(),
             streams: BTreeMap::new(),
-            accepted_max: ACCEPTED_MAX,
-            accepted_now: 0,
-            next_accepted: ACCEPTED_FROM,
             deadlines: Deadlines::default(),
             unread: Vec::new(),
             ended: Vec::new(),
@@ -231,24 +155,12 @@ impl Doors {
     /// # Errors
     /// When the address cannot be bound.
     pub fn listen(&mut self, addr: SocketAddr) -> io::Result<SocketAddr> {
-        let kind = Type::STREAM.nonblocking();
-        let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
-        stream::tune(&socket)?;
-        if addr.is_ipv6() {
-            socket.set_only_v6(true)?;
-        }
-        socket.bind(&addr.into())?;
-        socket.listen(BACKLOG)?;
-        let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let door = Door::Listener(u32::try_from(self.listeners.len()).unwrap_or(u32::MAX));
-        epoll::add(&self.epoll, &socket, door.data(), EventFlags::IN)?;
-        self.listeners.push(socket);
-        Ok(local)
+        self.listeners.open(&self.epoll, addr)
     }
 
-    /// How many accepted streams there may be at a time.
+    /// How many accepted streams there may be at a time; [`ACCEPTED_MAX`] if nobody says otherwise.
     pub fn set_accepted_max(&mut self, max: usize) {
-        self.accepted_max = max;
+        self.listeners.max = max;
     }
 
     /// Begins to open a stream; `Opened` or `Closed` follows. An older stream of this id is closed.
@@ -386,17 +298,12 @@ impl Doors {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let resume = self.pause.flatten();
-        self.deadlines.next().into_iter().chain(resume).min()
+        self.deadlines.next().into_iter().chain(self.listeners.resume_at()).min()
     }
 
     /// Starts the clocks that came up since the last wait, and acts on those that have run out.
     fn keep_deadlines(&mut self, now: Instant) {
-        match self.pause {
-            Some(None) => self.pause = Some(Some(now + ACCEPT_PAUSE)),
-            Some(Some(at)) if at <= now => self.pause_listeners(false),
-            Some(Some(_)) | None => {}
-        }
+        self.listeners.keep_pause(&self.epoll, now);
         for id in self.deadlines.take_due(now) {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
             match stream.check_limit(&mut self.counters) {
@@ -466,23 +373,14 @@ impl Doors {
 
     fn accept(&mut self, index: u32, on: &mut dyn FnMut(Event<'_>)) {
         for _ in 0..ACCEPT_TURN {
-            let Some(listener) = usize::try_from(index).ok().and_then(|at| self.listeners.get(at)) else {
-                return;
-            };
-            match rustix::net::accept_with(listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                Ok(_) if self.accepted_now >= self.accepted_max => self.counters.accept_refused += 1,
+            match self.listeners.accept(&self.epoll, index) {
                 // An error about one stream (it is gone already) is no reason to look away from the others.
-                Ok(fd) => {
-                    let _ = self.take_in(Socket::from(fd), on);
+                Accept::Stream(socket) => {
+                    let _ = self.take_in(socket, on);
                 }
-                Err(rustix::io::Errno::AGAIN) => return,
-                Err(
-                    rustix::io::Errno::MFILE
-                    | rustix::io::Errno::NFILE
-                    | rustix::io::Errno::NOBUFS
-                    | rustix::io::Errno::NOMEM,
-                ) => return self.pause_listeners(true),
-                Err(_) => {}
+                Accept::OneTooMany => self.counters.accept_refused += 1,
+                Accept::Stillborn => {}
+                Accept::Enough => return,
             }
         }
     }
@@ -490,34 +388,15 @@ impl Doors {
     fn take_in(&mut self, socket: Socket, on: &mut dyn FnMut(Event<'_>)) -> io::Result<()> {
         let from = socket.peer_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let to = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let id = self.free_accepted_id();
+        let id = self.listeners.number(|id| self.streams.contains_key(&id));
         let stream = Stream::accepted(socket);
         epoll::add(&self.epoll, &stream, Door::Stream(id).data(), EventFlags::IN)?;
         self.streams.insert(id, stream);
         self.deadlines.start(id);
-        self.accepted_now += 1;
+        self.listeners.open_now += 1;
         self.counters.accepted += 1;
         on(Event::Accepted { id, from, to });
         Ok(())
-    }
-
-    fn free_accepted_id(&mut self) -> StreamId {
-        loop {
-            let id = StreamId(self.next_accepted);
-            self.next_accepted = self.next_accepted.wrapping_add(1) | ACCEPTED_FROM;
-            if !self.streams.contains_key(&id) {
-                return id;
-            }
-        }
-    }
-
-    fn pause_listeners(&mut self, pause: bool) {
-        self.pause = pause.then_some(None);
-        let interest = if pause { EventFlags::empty() } else { EventFlags::IN };
-        for (index, listener) in (0..).zip(&self.listeners) {
-            let changed = epoll::modify(&self.epoll, listener, Door::Listener(index).data(), interest);
-            debug_assert!(changed.is_ok(), "the listener was added when it was made");
-        }
     }
 
     /// Ends a stream; the wait will tell.
@@ -534,7 +413,7 @@ impl Doors {
 
     fn forget(&mut self, id: StreamId) {
         if self.streams.remove(&id).is_some_and(|stream| stream.is_accepted()) {
-            self.accepted_now -= 1;
+            self.listeners.open_now -= 1;
         }
         self.deadlines.stop(id);
         self.unread.retain(|unread| *unread != id);

@@ -7,6 +7,9 @@ use std::net::TcpStream;
 use std::net::UdpSocket;
 use std::os::unix::net::UnixDatagram;
 
+use socket2::Domain;
+use socket2::Type;
+
 use super::stream::QUEUE_MAX;
 use super::*;
 
@@ -401,7 +404,7 @@ fn a_stranger_that_keeps_silent_is_dropped_after_five_seconds() {
     assert_eq!(desk.closed(), Some("sent no message within 5 s"));
     assert_eq!(rest(far), b"");
     assert_eq!(desk.doors.counters().silent_streams, 1);
-    assert_eq!(desk.doors.accepted_now, 0);
+    assert_eq!(desk.doors.listeners.open_now, 0);
 }
 
 #[test]
