@@ -302,7 +302,7 @@ fn an_offer_without_a_usable_endpoint_or_key_is_refused_at_once() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     /// However many messages are lost and however late the others are: the side gets bound or gives up within seconds,
     /// and once the network is well again, relay and side agree where the side is.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::time::Duration;
 use std::time::Instant;
@@ -46,8 +47,8 @@ pub const MAX_DATAGRAM: usize = 1472;
 const CLOCK_SKEW: Duration = Duration::from_secs(300);
 /// How often the table is looked through while there is something in it: deadlines are kept to this precision.
 const SWEEP: Duration = Duration::from_secs(1);
-/// Signature checks for tokens that are not on record, a second, over all sources: at 0.1 ms each a fifth of a core. Who
-/// is bound already is not counted.
+/// Signature checks for tokens that are not on record, a second, over all sources of one transport: at 0.1 ms each a fifth
+/// of a core. Who is bound already is not counted.
 const CHECKS_PER_SECOND: u32 = 2000;
 
 /// What a relay gives at most.
@@ -151,12 +152,33 @@ pub struct Relay {
     public: WgPublic,
     brokers: BTreeSet<[u8; 32]>,
     table: Table,
-    sources: Sources,
-    checks: Bucket,
+    /// For datagrams, whose source anybody can forge, and for streams, whose source is proven: who floods the first in
+    /// somebody's name leaves them the second.
+    over_udp: Budget,
+    over_tcp: Budget,
     rng: Rng,
     stats: Stats,
     sweep_at: Option<Instant>,
     closing: VecDeque<StreamId>,
+}
+
+/// How many signatures are checked for strangers.
+struct Budget {
+    sources: Sources,
+    all: Bucket,
+}
+
+impl Budget {
+    fn new(config: &Config, now: Instant) -> Self {
+        Self {
+            sources: Sources::new(config.max_sources, config.bind_burst, config.binds_per_second),
+            all: Bucket::new(CHECKS_PER_SECOND, f64::from(CHECKS_PER_SECOND), now),
+        }
+    }
+
+    fn take(&mut self, ip: IpAddr, now: Instant) -> bool {
+        self.sources.take(ip, now) && self.all.take(now)
+    }
 }
 
 impl Relay {
@@ -168,8 +190,8 @@ impl Relay {
             secret,
             brokers: BTreeSet::new(),
             table: Table::new(config),
-            sources: Sources::new(config.max_sources, config.bind_burst, config.binds_per_second),
-            checks: Bucket::new(CHECKS_PER_SECOND, f64::from(CHECKS_PER_SECOND), now.instant),
+            over_udp: Budget::new(&config, now.instant),
+            over_tcp: Budget::new(&config, now.instant),
             rng: Rng::new(seed),
             stats: Stats::default(),
             sweep_at: None,
@@ -329,7 +351,11 @@ impl Relay {
         if signed.token.expires <= now.unix {
             return Err(Reject::Expired);
         }
-        if !self.sources.take(door.addr.ip(), now.instant) || !self.checks.take(now.instant) {
+        let budget = match door.via {
+            Via::Udp(_) => &mut self.over_udp,
+            Via::Stream(_) => &mut self.over_tcp,
+        };
+        if !budget.take(door.addr.ip(), now.instant) {
             return Err(Reject::Limited);
         }
         let signs = |broker: &&[u8; 32]| verify_signature(broker, &signed.signed_part, &signed.signature);

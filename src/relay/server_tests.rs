@@ -421,6 +421,19 @@ fn a_flood_of_first_binds_is_cut_and_refreshes_and_other_sources_pass() {
 }
 
 #[test]
+fn a_flood_over_udp_in_somebodys_name_leaves_them_the_stream() {
+    let mut net = Net::with(Config { bind_burst: 5, binds_per_second: 1.0, ..Config::default() });
+    for n in 10..200_u8 {
+        let t = token(n, 0, &alice(), net.now);
+        assert_eq!(net.send(UDP, A, &bind(&t, &mallory(), net.now)), []);
+    }
+    let t = token(1, 0, &alice(), net.now);
+    assert_eq!(net.send(UDP, A, &bind(&t, &alice(), net.now)), []);
+    net.accept(StreamId(1), A);
+    let _ = net.bind(Via::Stream(StreamId(1)), A, &t, &alice());
+}
+
+#[test]
 fn limits_on_sessions_hold_for_the_relay_and_for_each_member() {
     let mut net = Net::with(Config { max_sessions: 3, max_sessions_per_member: 2, ..Config::default() });
     let _ = net.pair(1);
