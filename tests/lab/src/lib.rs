@@ -19,7 +19,7 @@
 //! | [`topology`] | an internet, sites behind routers, hosts |
 //! | [`probe`] | what a NAT does, seen from two plain sockets |
 //! | [`openssh`] [`wireguard`] [`product`] | programs that run in a lab |
-//! | [`demo`] [`bench`] | what `make demo` and `make bench` show |
+//! | [`demo`] [`mod@bench`] | what `make demo` and `make bench` show |
 //! | [`interrupt`] [`tools`] [`sys`] | Ctrl-C, what is installed, system calls |
 
 pub mod bench;
