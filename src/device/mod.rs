@@ -111,9 +111,10 @@ impl AsFd for Tun {
     }
 }
 
-/// What the kernel takes as a name (`dev_valid_name`), without what it would read as a pattern, and only what a shell and
-/// a status table can show.
-fn is_name(name: &str) -> bool {
+/// What the kernel takes as a name (`dev_valid_name`) or, with one `%d`, as a pattern for the first free number, and only
+/// what a shell and a status table can show.
+fn is_name(pattern: &str) -> bool {
+    let name = pattern.replacen("%d", "0", 1);
     (1..=NAME_MAX).contains(&name.len())
         && name != "."
         && name != ".."
@@ -139,10 +140,10 @@ mod tests {
 
     #[test]
     fn names_that_the_kernel_would_cut_or_fill_in_are_refused_before_it_sees_them() {
-        for bad in ["", "sixteen-letters-", "a b", "a/b", "ntcp%d", "a:1", ".", "..", "tün", "a\nb"] {
+        for bad in ["", "sixteen-letters-", "a b", "a/b", "a%d%d", "a:1", "a%s", ".", "..", "tün", "a\nb"] {
             assert!(matches!(Tun::open(Some(bad)), Err(OpenError::BadName(name)) if name == bad), "{bad:?}");
         }
-        for good in ["ntcp0", "fifteen-letters", "x", "vpn.1", "a_b"] {
+        for good in ["ntcp0", "ntcp%d", "fifteen-letters", "x", "vpn.1", "a_b"] {
             assert!(is_name(good), "{good}");
         }
     }

@@ -434,7 +434,10 @@ async fn configure(
 ) -> anyhow::Result<()> {
     let v4 = Ipv4Network::new(addrs.v4, v4.prefix()).context("the network's prefix")?;
     let v6 = Ipv6Network::new(addrs.v6, v6.prefix()).context("the network's prefix")?;
-    netlink.configure(tun.name(), v4, v6, u32::from(mtu)).await?;
+    let configured = netlink.configure(tun.name(), v4, v6, u32::from(mtu)).await?;
+    if !configured.ipv6 {
+        tracing::info!("IPv6 is switched off on this machine: members are reached at their IPv4 addresses only");
+    }
     Ok(())
 }
 
