@@ -98,6 +98,7 @@ impl Node {
             .filter(|_| self.config.udp)
             .map(|to| Registration::new(to, up.registered.registration, up.key, now.instant))
             .collect();
+        self.local.beside_broker = up.broker.ip().is_loopback();
         let what = format!("registered with {} at {}", up.name, up.broker);
         self.link = Link { up: Some(up), ..Link::default() };
         out.notices.push_back(Notice::Broker { connected: true, what });

@@ -562,8 +562,8 @@ impl Path {
         };
         let mut offer = grant.offer.clone();
         offer.endpoints.retain(|e| match e.transport {
-            Transport::Udp => plan::is_target(ctx.local, e.addr) && ctx.local.udp,
-            Transport::Tcp => plan::is_target(ctx.local, e.addr),
+            Transport::Udp => plan::is_relay(ctx.local, e.addr) && ctx.local.udp,
+            Transport::Tcp => plan::is_relay(ctx.local, e.addr),
         });
         let mut side = match relay::Side::new(&offer, ctx.wg, &grant.certificate, ctx.now, ctx.rng.fork()) {
             Ok(side) => side,

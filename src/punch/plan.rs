@@ -22,6 +22,8 @@ pub struct Local {
     pub overlay: Vec<IpNetwork>,
     /// Whether UDP may be used at all (`member.udp`).
     pub udp: bool,
+    /// Whether the broker is on this machine: reached over the loopback interface.
+    pub beside_broker: bool,
     /// Whether UDP was tried and nothing came back: the broker answers on TCP alone.
     pub udp_blocked: bool,
 }
@@ -48,6 +50,14 @@ pub fn udp_targets(local: &Local, peer: &[Candidate]) -> Vec<SocketAddr> {
         }
     }
     targets
+}
+
+/// Whether a relay may be reached at this address. On the machine of its broker a relay is at the loopback address, where
+/// no peer's candidate may send us.
+#[must_use]
+pub fn is_relay(local: &Local, to: SocketAddr) -> bool {
+    let here = local.beside_broker && to.ip().is_loopback() && to.port() != 0;
+    here || is_target(local, to)
 }
 
 /// Whether an address may be probed from here at all.
