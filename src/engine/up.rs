@@ -436,7 +436,9 @@ async fn configure(
     let v6 = Ipv6Network::new(addrs.v6, v6.prefix()).context("the network's prefix")?;
     let configured = netlink.configure(tun.name(), v4, v6, u32::from(mtu)).await?;
     if !configured.ipv6 {
-        tracing::info!("IPv6 is switched off on this machine: members are reached at their IPv4 addresses only");
+        tracing::info!(
+            "IPv6 is switched off on this machine: members are reached at their IPv4 addresses only"
+        );
     }
     Ok(())
 }
