@@ -120,7 +120,7 @@ mod tests {
             has_v6: false,
             overlay: vec!["10.77.0.0/16".parse().unwrap()],
             udp: true,
-            udp_blocked: false,
+            ..Local::default()
         }
     }
 
