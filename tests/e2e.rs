@@ -144,11 +144,11 @@ fn two_machines_behind_nats_reach_each_other_with_ping_ssh_and_curl() {
         let www = alice.ns().files()?;
         fs::write(www.join("index.html"), "hello across two NATs\n")?;
         let (dir, at) = (www.to_string_lossy().into_owned(), a.to_string());
-        let _web =
+        let mut web =
             alice.ns().spawn(&["python3", "-u", "-m", "http.server", "80", "--bind", &at, "-d", &dir])?;
         let url = format!("http://{a}/");
-        let curl = ["curl", "-sS", "--retry", "20", "--retry-connrefused", "--retry-delay", "1", &url];
-        ensure!(bob.ns().run(&curl)? == "hello across two NATs\n");
+        web.wait_for_line("Serving HTTP", PATIENCE)?;
+        ensure!(bob.ns().run(&["curl", "-sS", &url])? == "hello across two NATs\n");
 
         world.alice.stop()?;
         world.bob.stop()

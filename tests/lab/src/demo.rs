@@ -15,6 +15,7 @@ use crate::Link;
 use crate::Nat;
 use crate::Router;
 use crate::Site;
+use crate::interrupt::wait_for;
 use crate::ns::Namespace;
 use crate::openssh::COUNTER;
 use crate::openssh::SshServer;
@@ -93,12 +94,10 @@ pub fn run(bin: &Path) -> Result<()> {
     std::fs::write(www.join("index.html"), "Hello from alice, from behind two NATs.\n")?;
     let www = www.to_str().context("a path of the lab is not UTF-8")?.to_owned();
     let address = a_address.to_string();
-    let _web =
+    let mut web =
         alice.ns.spawn(&["python3", "-u", "-m", "http.server", "80", "--bind", &address, "-d", &www])?;
-    must(
-        &bob.ns,
-        &["curl", "-sS", "--retry-connrefused", "--retry", "20", "--retry-delay", "1", "http://alice/"],
-    )?;
+    web.wait_for_line("Serving HTTP", PATIENCE)?;
+    must(&bob.ns, &["curl", "-sS", "http://alice/"])?;
 
     say("One TCP stream for three seconds:");
     tell(&format!(
