@@ -63,7 +63,8 @@ mod tests {
     #[test]
     fn addresses_are_the_lowest_free_and_stable_by_name() {
         let day = QUARANTINE.as_secs();
-        let table: [(&str, &str, &[(&str, &str, Option<u64>)], Option<&str>); 11] = [
+        type Row<'t> = (&'t str, &'t str, Option<u64>);
+        let table: [(&str, &str, &[Row<'_>], Option<&str>); 11] = [
             ("the first member of a network", "10.77.0.0/16", &[], Some("10.77.0.1")),
             ("the next", "10.77.0.0/16", &[("10.77.0.1", "a", None)], Some("10.77.0.2")),
             (

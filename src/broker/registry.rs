@@ -576,13 +576,15 @@ impl Broker {
             let conn = self.conns.get(id)?;
             let presence = conn.presence.as_ref().filter(|p| !p.relay.is_empty())?;
             let mut endpoints = presence.relay.clone();
-            // Behind an address that nobody else can reach, an open endpoint means nothing.
-            let seen = is_candidate(conn.source);
+            // From this very machine it is reached where this broker is reached. Behind any other address that nobody
+            // else can use, an open endpoint means nothing.
+            let here = conn.source.ip().is_loopback();
+            let seen = here || is_candidate(conn.source);
             endpoints.retain(|endpoint| seen || !endpoint.addr.ip().is_unspecified());
             Some(Relay {
                 certificate: conn.certificate.clone(),
                 endpoints,
-                seen_at: Some(conn.source.ip()),
+                seen_at: (!here).then(|| conn.source.ip()),
                 load: self.attempts.load_of(name),
             })
         });

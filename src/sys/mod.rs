@@ -1,7 +1,8 @@
 //! Floor 1, acting: one safe function per system call that no crate offers safely; the only `unsafe` code.
 //!
 //! Most of what the doors need comes from rustix and socket2, which are safe already. What is left stands here: datagrams
-//! by the batch ([`batch`]), two socket options ([`option`]), and the descriptor inside a crate's type ([`descriptor`]).
+//! by the batch ([`batch`]) or with the address they arrived at ([`pktinfo`]), some socket options ([`option`]), and the
+//! descriptor inside a crate's type ([`descriptor`]).
 //! Each `unsafe` block says why it is sound, no function here decides anything, and nothing unsafe leaks out: whatever
 //! arguments a caller passes, the worst that happens is an error.
 
@@ -10,3 +11,4 @@
 pub mod batch;
 pub mod descriptor;
 pub mod option;
+pub mod pktinfo;

@@ -22,6 +22,18 @@ pub fn unfragmented(socket: impl AsFd, ipv6: bool, unfragmented: bool) -> io::Re
     }
 }
 
+/// Makes each received datagram come with the local address that it was sent to (`IP_PKTINFO`; RFC 3542 6.1).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn receive_pktinfo(socket: impl AsFd, ipv6: bool) -> io::Result<()> {
+    if ipv6 {
+        set(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)
+    } else {
+        set(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)
+    }
+}
+
 fn set(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let len = libc::socklen_t::try_from(size_of_val(&value)).expect("an int has 4 bytes");
     // SAFETY: the descriptor is open (it is borrowed), and the kernel reads `len` bytes, the size of `value`, from a

@@ -16,7 +16,6 @@ mod work;
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,12 +27,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use anyhow::bail;
 use ipnetwork::Ipv4Network;
-use rustix::event::EventfdFlags;
-use socket2::Domain;
-use socket2::Protocol;
-use socket2::SockAddr;
-use socket2::Socket;
-use socket2::Type;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -48,6 +41,8 @@ use crate::engine::broker::work::Work;
 use crate::engine::broker::work::Worker;
 use crate::engine::broker::work::ask;
 use crate::engine::clock;
+use crate::engine::responder;
+use crate::engine::responder::Stop;
 use crate::engine::tls;
 use crate::identity::authority::Authority;
 use crate::identity::authority::default_lifetime;
@@ -68,16 +63,12 @@ use crate::wire::enroll::Invite;
 
 /// The database's name in the broker's directory.
 pub const DATABASE: &str = "broker.redb";
-/// Connections that wait to be accepted, per address.
-const BACKLOG: i32 = 256;
 /// Between two looks at what has run out.
 const TICK: Duration = Duration::from_secs(1);
 /// Between two looks at the broker's own certificate.
 const RENEWAL_TICKS: u64 = 3600;
 /// Addresses in one invite.
 const MAX_ADVERTISED: usize = 16;
-/// How many ports are tried when the kernel chooses one that must be free for TCP and UDP both.
-const PORT_TRIES: usize = 16;
 
 /// What a broker needs.
 #[derive(Clone, Debug)]
@@ -163,7 +154,7 @@ pub struct Handle {
     listen: Vec<SocketAddr>,
     tasks: Vec<JoinHandle<()>>,
     threads: Vec<std::thread::JoinHandle<()>>,
-    stop: Arc<OwnedFd>,
+    stop: Stop,
 }
 
 impl BrokerServer {
@@ -178,7 +169,9 @@ impl BrokerServer {
             bail!("the certificate in {} does not grant the broker's role", dir.display());
         }
         let anchor = credentials.anchor.clone();
-        let store = Store::open(&dir.join(DATABASE), anchor.clone())?;
+        // After a crash the database may have to be repaired, which takes as long as it takes.
+        let (path, ca) = (dir.join(DATABASE), anchor.clone());
+        let store = tokio::task::spawn_blocking(move || Store::open(&path, ca)).await??;
         store.remember(&credentials.certificate, clock::now().unix)?;
         let (revocations, signed) = store.revocations()?;
         let (tcp, udp) = open_sockets(&listen)?;
@@ -194,7 +187,7 @@ impl BrokerServer {
         let broker = Broker::new(settings, store.directory()?, revocations, signed, clock::seed());
         let (work, orders) = std::sync::mpsc::channel();
         let hub = Arc::new(Hub::new(broker, anchor.clone(), tls::server(&credentials)?, work));
-        let stop = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC).context("no event descriptor")?);
+        let stop = Stop::new().context("no event descriptor")?;
 
         let mut handle = Handle {
             hub: Arc::clone(&hub),
@@ -203,13 +196,13 @@ impl BrokerServer {
             listen: addresses,
             tasks: Vec::new(),
             threads: Vec::new(),
-            stop: Arc::clone(&stop),
+            stop: stop.clone(),
         };
         let worker =
             Worker { hub: Arc::clone(&hub), store, authority, credentials, dir, lifetime: certificate_ttl };
         handle.threads.push(work::spawn(worker, orders).context("no thread for the database")?);
         for socket in udp {
-            let thread = udp::spawn(Arc::clone(&hub), socket, Arc::clone(&stop));
+            let thread = udp::spawn(Arc::clone(&hub), socket, stop.clone());
             handle.threads.push(thread.context("no thread for UDP")?);
         }
         for listener in tcp {
@@ -372,7 +365,7 @@ impl Handle {
         self.tasks.iter().for_each(JoinHandle::abort);
         self.hub.close_all();
         self.hub.order(Work::Stop);
-        let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
+        self.stop.signal();
     }
 }
 
@@ -429,60 +422,19 @@ type Sockets = (Vec<std::net::TcpListener>, Vec<std::net::UdpSocket>);
 fn open_sockets(listen: &[Listen]) -> anyhow::Result<Sockets> {
     let (mut tcp, mut udp) = (Vec::new(), Vec::new());
     for Listen { addr, optional } in listen {
-        match open_pair(*addr) {
+        match responder::open_pair(*addr) {
             Ok((listener, socket)) => {
                 tcp.push(listener);
                 udp.push(socket);
             }
-            Err(error) if *optional => {
-                tracing::debug!(%addr, error = %format!("{error:#}"), "not listened on")
-            }
-            Err(error) => return Err(error),
+            Err(error) if *optional => tracing::debug!(%error, "not listened on"),
+            Err(error) => return Err(error).context("the broker cannot start: see `listen` in [broker]"),
         }
     }
     if tcp.is_empty() {
         bail!("the broker has no address to listen on");
     }
     Ok((tcp, udp))
-}
-
-/// TCP and UDP on the same port, also when the kernel chooses it.
-fn open_pair(addr: SocketAddr) -> anyhow::Result<(std::net::TcpListener, std::net::UdpSocket)> {
-    let tries = if addr.port() == 0 { PORT_TRIES } else { 1 };
-    let mut last = None;
-    for _ in 0..tries {
-        let tcp = open(addr, Type::STREAM, Protocol::TCP).with_context(|| in_use(addr, "TCP"))?;
-        tcp.listen(BACKLOG).with_context(|| in_use(addr, "TCP"))?;
-        let tcp = std::net::TcpListener::from(tcp);
-        let bound = tcp.local_addr()?;
-        match open(bound, Type::DGRAM, Protocol::UDP) {
-            Ok(udp) => return Ok((tcp, udp.into())),
-            Err(error) => last = Some(error),
-        }
-    }
-    Err(last.unwrap_or_else(|| std::io::ErrorKind::AddrInUse.into())).with_context(|| in_use(addr, "UDP"))
-}
-
-fn open(addr: SocketAddr, kind: Type, protocol: Protocol) -> std::io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(addr), kind, Some(protocol))?;
-    if addr.is_ipv6() {
-        // 0.0.0.0 and [::] are two sockets, so that each member has one spelling.
-        socket.set_only_v6(true)?;
-    }
-    if kind == Type::STREAM {
-        // After a restart the old connections wait in TIME-WAIT for a minute.
-        socket.set_reuse_address(true)?;
-    }
-    socket.set_nonblocking(true)?;
-    socket.bind(&SockAddr::from(addr))?;
-    Ok(socket)
-}
-
-fn in_use(addr: SocketAddr, transport: &str) -> String {
-    format!(
-        "the broker cannot listen on {addr} ({transport}): is another broker running, or does the port need privileges? \
-         Set `listen` in [broker] to another address"
-    )
 }
 
 /// Where members are told to send UDP registrations: literal advertised addresses, with the port that UDP has here.
@@ -547,14 +499,6 @@ mod tests {
         ];
         let got = advertised_udp(&advertise, &addrs(&["0.0.0.0:6060"]));
         assert_eq!(got, addrs(&["203.0.113.1:6060", "203.0.113.2:6060"]));
-    }
-
-    #[test]
-    fn tcp_and_udp_share_a_port_that_the_kernel_chose() {
-        let (tcp, udp) = open_pair("127.0.0.1:0".parse().unwrap()).unwrap();
-        assert_eq!(tcp.local_addr().unwrap(), udp.local_addr().unwrap());
-        let error = open_pair(tcp.local_addr().unwrap()).map(drop).unwrap_err();
-        assert!(error.to_string().contains("another broker"), "{error}");
     }
 
     #[test]

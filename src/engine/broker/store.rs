@@ -473,7 +473,7 @@ fn insert_member(txn: &WriteTransaction, certificate: &Certificate, now: UnixTim
     if known.is_none_or(|known| known.not_before <= certificate.not_before) {
         let row = MemberRow {
             certificate: STANDARD.encode(&certificate.der),
-            created: alive.map_or(now.secs(), |row| row.created),
+            created: alive.map_or_else(|| now.secs(), |row| row.created),
             last_seen: old.as_ref().map_or(0, |row| row.last_seen),
             removed: None,
         };

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::net::UdpSocket;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -16,13 +15,11 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
-use rustix::event::PollFd;
-use rustix::event::PollFlags;
-
-use crate::base::addr::canonical;
 use crate::base::id::RegistrationId;
 use crate::engine::broker::hub::Hub;
 use crate::engine::clock;
+use crate::engine::responder;
+use crate::engine::responder::Stop;
 use crate::stun::server;
 use crate::stun::server::Limiter;
 use crate::wire::stun::Attribute;
@@ -30,11 +27,6 @@ use crate::wire::stun::BINDING;
 use crate::wire::stun::Class;
 use crate::wire::stun::Integrity;
 use crate::wire::stun::Received;
-
-/// Largest datagram that is looked at: a registration has 88 bytes, anything near an MTU is none.
-const MAX_DATAGRAM: usize = 1500;
-/// Datagrams taken between two looks at the stop signal.
-const BATCH: usize = 256;
 
 /// What is needed to answer one member's registrations.
 #[derive(Debug)]
@@ -126,48 +118,15 @@ pub(super) struct UdpCounters {
     pub(super) garbage: AtomicU64,
 }
 
-/// Serves one socket on a thread of its own until `stop` can be read.
+/// Serves one socket on a thread of its own until `stop`.
 ///
 /// # Errors
-/// If the thread cannot be started.
-pub(super) fn spawn(hub: Arc<Hub>, socket: UdpSocket, stop: Arc<OwnedFd>) -> io::Result<JoinHandle<()>> {
-    socket.set_nonblocking(true)?;
-    let local = canonical(socket.local_addr()?);
-    std::thread::Builder::new().name("broker-udp".to_owned()).spawn(move || {
-        if let Err(error) = serve(&hub, &socket, local, &stop) {
-            tracing::error!(%error, "the broker's UDP socket failed: members' mapped addresses will be missing");
-        }
-    })
-}
-
-fn serve(hub: &Hub, socket: &UdpSocket, local: SocketAddr, stop: &OwnedFd) -> io::Result<()> {
+/// If the socket or the thread cannot be had.
+pub(super) fn spawn(hub: Arc<Hub>, socket: UdpSocket, stop: Stop) -> io::Result<JoinHandle<()>> {
     let mut limiter = Limiter::new(clock::now().instant);
-    let mut buffer = [0; MAX_DATAGRAM];
-    loop {
-        let mut doors = [PollFd::new(socket, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
-        match rustix::event::poll(&mut doors, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            other => other?,
-        };
-        let [_, stopped] = &doors;
-        if !stopped.revents().is_empty() {
-            return Ok(());
-        }
-        for _ in 0..BATCH {
-            let (len, from) = match socket.recv_from(&mut buffer) {
-                Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // What the kernel reports here is about a datagram that was sent before (ICMP), not about this socket.
-                Err(_) => continue,
-            };
-            let from = canonical(from);
-            let bytes = buffer.get(..len).unwrap_or_default();
-            if let Some(answer) = on_datagram(hub, bytes, from, local, &mut limiter) {
-                // A full send queue drops the answer; the member asks again.
-                let _ = socket.send_to(&answer, from);
-            }
-        }
-    }
+    responder::spawn("broker-udp", socket, stop, move |bytes, from, local| {
+        on_datagram(&hub, bytes, from, local, &mut limiter)
+    })
 }
 
 fn on_datagram(

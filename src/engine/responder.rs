@@ -1,0 +1,180 @@
+//! UDP sockets that only answer: one thread each, every answer from the address at which the question arrived.
+
+use std::io;
+use std::net::SocketAddr;
+use std::net::UdpSocket;
+use std::os::fd::AsFd as _;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::event::EventfdFlags;
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use socket2::Domain;
+use socket2::Protocol;
+use socket2::SockAddr;
+use socket2::Socket;
+use socket2::Type;
+
+use crate::base::addr::canonical;
+use crate::sys::option;
+use crate::sys::pktinfo;
+
+/// Largest datagram that is looked at; what is longer is cut, and then no message of ours.
+const MAX_DATAGRAM: usize = 1500;
+/// Datagrams taken between two looks at the stop signal.
+const BATCH: usize = 256;
+/// Connections that wait to be accepted, per address.
+const BACKLOG: i32 = 256;
+/// How many ports are tried when the kernel chooses one that must be free for TCP and UDP both.
+const PORT_TRIES: usize = 16;
+
+/// Ends the threads that watch it, all at once and for ever.
+#[derive(Clone, Debug)]
+pub struct Stop(Arc<OwnedFd>);
+
+impl Stop {
+    /// Not yet.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?)))
+    }
+
+    /// Now.
+    pub fn signal(&self) {
+        // It fails only when the counter overflows, and then it is readable already.
+        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+    }
+}
+
+/// Serves `socket` on a thread of its own until `stop`: `answer` gets a datagram, its source and the address that it was
+/// sent to, and gives what goes back.
+///
+/// # Errors
+/// If the socket or the thread cannot be had.
+pub fn spawn(
+    name: &str,
+    socket: UdpSocket,
+    stop: Stop,
+    mut answer: impl FnMut(&[u8], SocketAddr, SocketAddr) -> Option<Vec<u8>> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let bound = canonical(socket.local_addr()?);
+    option::receive_pktinfo(&socket, bound.is_ipv6())?;
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        if let Err(error) = serve(&socket, bound, &stop, &mut answer) {
+            tracing::error!(%error, %bound, "a UDP socket failed and is not served any more");
+        }
+    })
+}
+
+fn serve(
+    socket: &UdpSocket,
+    bound: SocketAddr,
+    stop: &Stop,
+    answer: &mut impl FnMut(&[u8], SocketAddr, SocketAddr) -> Option<Vec<u8>>,
+) -> io::Result<()> {
+    let mut buffer = [0; MAX_DATAGRAM];
+    loop {
+        let mut doors = [PollFd::new(socket, PollFlags::IN), PollFd::new(&*stop.0, PollFlags::IN)];
+        match rustix::event::poll(&mut doors, None) {
+            Err(rustix::io::Errno::INTR) => continue,
+            other => other?,
+        };
+        let [_, stopped] = &doors;
+        if !stopped.revents().is_empty() {
+            return Ok(());
+        }
+        for _ in 0..BATCH {
+            let (len, from, local) = match pktinfo::receive(socket.as_fd(), &mut buffer) {
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // What the kernel reports here is about a datagram that was sent before (ICMP), not about this socket.
+                Err(_) => continue,
+            };
+            let bytes = buffer.get(..len).unwrap_or_default();
+            let asked_at = SocketAddr::new(local.unwrap_or_else(|| bound.ip()), bound.port());
+            if let Some(reply) = answer(bytes, canonical(from), canonical(asked_at)) {
+                // A full send queue drops the answer; whoever asked asks again.
+                let _ = pktinfo::send(socket.as_fd(), &reply, from, local);
+            }
+        }
+    }
+}
+
+/// TCP and UDP on the same address and port, also when the kernel chooses the port.
+///
+/// # Errors
+/// Which of the two cannot be had, and why.
+pub fn open_pair(addr: SocketAddr) -> Result<(std::net::TcpListener, UdpSocket), OpenError> {
+    let tries = if addr.port() == 0 { PORT_TRIES } else { 1 };
+    let mut failed = io::ErrorKind::AddrInUse.into();
+    for _ in 0..tries {
+        let tcp = open(addr, Type::STREAM, Protocol::TCP).map_err(|error| OpenError("TCP", addr, error))?;
+        tcp.listen(BACKLOG).map_err(|error| OpenError("TCP", addr, error))?;
+        let tcp = std::net::TcpListener::from(tcp);
+        let bound = tcp.local_addr().map_err(|error| OpenError("TCP", addr, error))?;
+        match open(bound, Type::DGRAM, Protocol::UDP) {
+            Ok(udp) => return Ok((tcp, udp.into())),
+            Err(error) => failed = error,
+        }
+    }
+    Err(OpenError("UDP", addr, failed))
+}
+
+/// An address that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot listen on {1} ({0}): {2}; is another server running there, or does the port need privileges?"
+)]
+pub struct OpenError(&'static str, SocketAddr, #[source] io::Error);
+
+fn open(addr: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), kind, Some(protocol))?;
+    if addr.is_ipv6() {
+        // 0.0.0.0 and [::] are two sockets, so that each member has one spelling.
+        socket.set_only_v6(true)?;
+    }
+    if kind == Type::STREAM {
+        // After a restart the old connections wait in TIME-WAIT for a minute.
+        socket.set_reuse_address(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::from(addr))?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tcp_and_udp_share_a_port_that_the_kernel_chose() {
+        let (tcp, udp) = open_pair("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert_eq!(tcp.local_addr().unwrap(), udp.local_addr().unwrap());
+        let error = open_pair(tcp.local_addr().unwrap()).map(drop).unwrap_err();
+        assert!(error.to_string().contains("another server"), "{error}");
+    }
+
+    #[test]
+    fn an_answer_leaves_from_the_address_that_was_asked_until_the_stop() {
+        let (_tcp, udp) = open_pair("0.0.0.0:0".parse().unwrap()).unwrap();
+        let port = udp.local_addr().unwrap().port();
+        let stop = Stop::new().unwrap();
+        let echo = |bytes: &[u8], _: SocketAddr, at: SocketAddr| {
+            (bytes != b"hush").then(|| [bytes, at.to_string().as_bytes()].concat())
+        };
+        let thread = spawn("test", udp, stop.clone(), echo).unwrap();
+        let asker = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let asked_at = SocketAddr::from(([127, 0, 0, 3], port));
+        asker.send_to(b"hush", asked_at).unwrap();
+        asker.send_to(b"who? ", asked_at).unwrap();
+        let mut buffer = [0; 100];
+        let (len, from) = asker.recv_from(&mut buffer).unwrap();
+        assert_eq!((from, &buffer[..len]), (asked_at, format!("who? {asked_at}").as_bytes()));
+        stop.signal();
+        thread.join().unwrap();
+    }
+}
