@@ -10,6 +10,7 @@ use crate::config::settings::Settings;
 use crate::control::api;
 use crate::control::server::ControlServer;
 use crate::engine::roles::Servers;
+use crate::engine::up::FAREWELL;
 
 /// Runs until SIGTERM, SIGINT or `down`.
 ///
@@ -55,6 +56,7 @@ async fn run_async(settings: &Settings) -> anyhow::Result<Exit> {
         }
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    tokio::time::sleep(FAREWELL).await;
     socket.abort();
     servers.shutdown().await;
     Ok(Exit::Ok)

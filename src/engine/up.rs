@@ -64,6 +64,9 @@ const CALM: Duration = Duration::from_millis(500);
 /// The start counts as done when the broker has been tried for this long, answered or not.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long the control socket outlives the decision to stop, for the last answer to leave.
+pub(super) const FAREWELL: Duration = Duration::from_millis(100);
+
 /// What a start has to tell.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Announcement {
@@ -200,6 +203,8 @@ impl Running<'_> {
                 }
             }
         };
+        // Whoever said `down` is still to read that it is done.
+        tokio::time::sleep(FAREWELL).await;
         socket.abort();
         outcome
     }

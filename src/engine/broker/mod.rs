@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use anyhow::bail;
+use ipnetwork::IpNetwork;
 use ipnetwork::Ipv4Network;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -307,7 +308,8 @@ impl Handle {
             all.extend(fixed.into_iter().map(BrokerAddr::Addr));
             if !open.is_empty() {
                 let local = Netlink::open()?.local_addresses(None).await?;
-                all.extend(addresses_for(&open, &local, self.anchor.prefix).map(BrokerAddr::Addr));
+                let overlay = [self.anchor.prefix.into(), self.anchor.overlay_prefix_v6().into()];
+                all.extend(addresses_for(&open, &local, overlay).map(BrokerAddr::Addr));
             }
         }
         all.truncate(MAX_ADVERTISED);
@@ -453,12 +455,9 @@ fn advertised_udp(advertise: &[BrokerAddr], listen: &[SocketAddr]) -> Vec<Socket
 fn addresses_for(
     open: &[SocketAddr],
     local: &[IpAddr],
-    overlay: Ipv4Network,
+    overlay: [IpNetwork; 2],
 ) -> impl Iterator<Item = SocketAddr> {
-    let outside = |ip: &IpAddr| match ip {
-        IpAddr::V4(v4) => !overlay.contains(*v4),
-        IpAddr::V6(_) => true,
-    };
+    let outside = |ip: &IpAddr| !overlay.iter().any(|net| net.contains(*ip));
     let mut all: Vec<SocketAddr> = Vec::new();
     for socket in open {
         let same_family = local.iter().filter(|ip| ip.is_ipv4() == socket.is_ipv4() && outside(ip));
@@ -480,11 +479,11 @@ mod tests {
     #[test]
     fn an_invite_names_every_address_of_the_machine_public_ones_first() {
         let local: Vec<IpAddr> =
-            ["127.0.0.1", "192.168.1.5", "10.77.0.1", "203.0.113.9", "fe80::1", "2001:db8::9"]
+            ["127.0.0.1", "192.168.1.5", "10.77.0.1", "203.0.113.9", "fe80::1", "2001:db8::9", "fd12::1"]
                 .iter()
                 .map(|ip| ip.parse().unwrap())
                 .collect();
-        let overlay = "10.77.0.0/16".parse().unwrap();
+        let overlay = ["10.77.0.0/16".parse().unwrap(), "fd12::/64".parse().unwrap()];
         let got: Vec<SocketAddr> =
             addresses_for(&addrs(&["0.0.0.0:6060", "[::]:6060"]), &local, overlay).collect();
         assert_eq!(got, addrs(&["203.0.113.9:6060", "[2001:db8::9]:6060", "192.168.1.5:6060"]));
