@@ -228,6 +228,27 @@ impl Daemon {
         Ok(start.elapsed())
     }
 
+    /// Sends one packet with the system's own ping and answers how long its reply took, by ping's own word.
+    pub fn first_packet(&self, target: &str, limit: Duration) -> Result<Duration> {
+        let seconds = limit.as_secs().max(1).to_string();
+        let output = self.ns.try_run(&["ping", "-c", "1", "-W", &seconds, target], limit + LIMIT)?.ok()?;
+        let time = output
+            .stdout
+            .split("time=")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next())
+            .context("no time in ping's answer")?;
+        Ok(Duration::from_secs_f64(time.parse::<f64>()? / 1000.0))
+    }
+
+    /// Waits until the broker has seen the data socket's mapped address.
+    pub fn wait_mapped(&self, limit: Duration) -> Result<()> {
+        interrupt::wait_for("the mapped address", limit, || {
+            let status = self.status()?;
+            Ok(status["brokers"][0]["mapped"].is_string().then_some(()))
+        })
+    }
+
     /// Whether the system's own ping gets an answer at all within a few tries.
     pub fn pings(&self, target: &str) -> Result<bool> {
         Ok(self.ns.try_run(&["ping", "-c", "1", "-w", "3", target], LIMIT)?.status.success())
