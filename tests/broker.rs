@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
+use std::io::BufRead as _;
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,12 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ntcp_overlay::base::id::RequestId;
+use ntcp_overlay::config::credentials::load_authority;
 use ntcp_overlay::config::settings::Listen;
 use ntcp_overlay::engine::broker::BrokerConfig;
 use ntcp_overlay::engine::broker::BrokerServer;
 use ntcp_overlay::engine::broker::Handle;
 use ntcp_overlay::engine::broker::Stats;
 use ntcp_overlay::engine::broker::create_network;
+use ntcp_overlay::engine::broker::store::Grant;
+use ntcp_overlay::engine::broker::store::Store;
 use ntcp_overlay::engine::clock;
 use ntcp_overlay::engine::enroll;
 use ntcp_overlay::engine::enroll::EnrollError;
@@ -63,6 +67,8 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+/// Where the broker believes that it is reached from outside.
+const PUBLIC: std::net::Ipv4Addr = std::net::Ipv4Addr::new(203, 0, 113, 1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 /// So that a test that waits for what never comes fails instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -308,25 +314,26 @@ async fn a_udp_registration_tells_both_sides_the_mapped_address_and_replays_do_n
     let (anna, bert) = (net.member("anna").await, net.member("bert").await);
     let (mut a, _) = net.join(&anna).await;
     let (b, registered) = net.join(&bert).await;
-    let server = *registered.udp.first().unwrap();
+    let server = net.address;
+    assert!(registered.udp.contains(&server), "{registered:?}");
     let (home, away) =
         (UdpSocket::bind("127.0.0.1:0").await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap());
 
     let first = registration(&registered, &b.key, 100);
     assert_eq!(exchange(&home, server, &first, &b.key).await, Some(home.local_addr().unwrap()));
-    assert_eq!(mapped_of_bert(&mut a).await, [home.local_addr().unwrap()]);
+    assert_eq!(mapped_of_bert(&mut a).await, [outside(&home)]);
 
     // The thief of the first message cannot move the registration to where he is; the second message proves that the
     // server went on after his.
     let later = registration(&registered, &b.key, 200);
     away.send_to(&first, server).await.unwrap();
     assert_eq!(exchange(&home, server, &later, &b.key).await, Some(home.local_addr().unwrap()));
-    assert_eq!(mapped_of_bert(&mut a).await, [home.local_addr().unwrap()]);
+    assert_eq!(mapped_of_bert(&mut a).await, [outside(&home)]);
     assert_eq!(net.stats().udp_refused, 1);
 
     let moved = registration(&registered, &b.key, 300);
     assert_eq!(exchange(&away, server, &moved, &b.key).await, Some(away.local_addr().unwrap()));
-    assert_eq!(mapped_of_bert(&mut a).await, [away.local_addr().unwrap()]);
+    assert_eq!(mapped_of_bert(&mut a).await, [outside(&away)]);
 }
 
 #[tokio::test]
@@ -383,6 +390,69 @@ async fn a_restart_forgets_nobody_and_members_come_back_by_themselves() {
     assert_eq!(Machine::new("dora").redeem(&used).await, Err(EnrollError::InvalidInvite));
     let dora = Machine::new("dora").redeem(&unused).await.unwrap();
     assert_eq!(dora.subject.addrs.unwrap().v4.to_string(), "10.77.0.4", "bert's address rests");
+}
+
+/// Names the directory for the child of the next test, which is this same program.
+const CHILD_DIR: &str = "NTCP_TEST_ENROL_UNTIL_KILLED";
+
+#[test]
+fn a_broker_that_is_killed_has_forgotten_nobody_whom_it_answered() {
+    if let Some(dir) = std::env::var_os(CHILD_DIR) {
+        enrol_until_killed(Path::new(&dir));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut answered = Vec::new();
+    for _ in 0..3 {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_broker_that_is_killed_has_forgotten_nobody_whom_it_answered", "--nocapture"])
+            .env(CHILD_DIR, dir.path())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut names = lines.filter_map(|line| line.strip_prefix("enrolled ").map(str::to_owned));
+        answered.extend(names.by_ref().take(5));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        answered.extend(names);
+    }
+    let (store, _) = open_store(dir.path());
+    let members = store.members().unwrap();
+    let known: Vec<&str> = members.iter().map(|m| m.certificate.subject.uri.name.as_str()).collect();
+    assert!(
+        answered.len() >= 15 && answered.iter().all(|name| known.contains(&name.as_str())),
+        "{answered:?} {known:?}"
+    );
+    let mut addresses: Vec<_> = members.iter().map(|m| m.certificate.subject.addrs.unwrap()).collect();
+    let count = addresses.len();
+    addresses.sort();
+    addresses.dedup();
+    assert_eq!(addresses.len(), count, "no address was given out twice");
+}
+
+fn enrol_until_killed(dir: &Path) -> ! {
+    let (store, authority) = open_store(dir);
+    let now = clock::now().unix;
+    loop {
+        let (secret, name) = (clock::random(), format!("m{:016x}", u64::from_be_bytes(clock::random())));
+        let grant = Grant { name: None, groups: vec![], roles: Roles::MEMBER, expires: now.plus(DAY) };
+        store.add_invite(&secret, &grant, now).unwrap();
+        let request = SigningRequest::new(
+            &name.parse().unwrap(),
+            &SigningKey::generate(),
+            WgSecret::generate().public(),
+        );
+        store.redeem(&secret, &request, &authority, DAY, now).unwrap_or_else(|error| panic!("{error:?}"));
+        println!("\nenrolled {name}");
+    }
+}
+
+fn open_store(dir: &Path) -> (Store, Authority) {
+    let authority = match load_authority(&dir.join("broker")).unwrap() {
+        Some(authority) => authority,
+        None => create_network(dir, &"home".parse().unwrap(), "10.77.0.0/16".parse().unwrap()).unwrap().0,
+    };
+    (Store::open(&dir.join("broker/broker.redb"), authority.anchor().clone()).unwrap(), authority)
 }
 
 #[tokio::test]
@@ -490,7 +560,10 @@ impl Network {
 
     async fn invite(&self, name: Option<&str>, ttl: Duration) -> Invite {
         let name = name.map(|name| name.parse().unwrap());
-        self.broker().create_invite(name, vec![], Roles::MEMBER, ttl).await.unwrap()
+        let invite = self.broker().create_invite(name, vec![], Roles::MEMBER, ttl).await.unwrap();
+        let [BrokerAddr::Addr(advertised)] = invite.brokers.as_slice() else { panic!("{invite:?}") };
+        assert_eq!(advertised.ip(), PUBLIC);
+        Invite { brokers: self.brokers(), ..invite }
     }
 
     /// Valid for no time at all, and that time is over.
@@ -564,7 +637,8 @@ impl Network {
 async fn start(dir: &Path, listen: SocketAddr, authority: &Authority, credentials: Credentials) -> Handle {
     let config = BrokerConfig {
         listen: vec![Listen { addr: listen, optional: false }],
-        advertise: vec![],
+        // Members of these tests are on the broker's own machine: this is where it says that they are.
+        advertise: vec![BrokerAddr::Addr(SocketAddr::from((PUBLIC, listen.port())))],
         dir: dir.join("broker"),
         credentials,
         authority: Some(authority.clone()),
@@ -684,6 +758,11 @@ async fn mapped_of_bert(asker: &mut Member) -> Vec<SocketAddr> {
     asker.say(ToBroker::Connect { request: RequestId(1), target, noise: vec![] });
     let mapped = |c: &&Candidate| c.kind == Kind::Mapped && c.transport == Transport::Udp;
     asker.offer().await.candidates.iter().filter(mapped).map(|c| c.addr).collect()
+}
+
+/// How others are told of a socket on the broker's own machine.
+fn outside(socket: &UdpSocket) -> SocketAddr {
+    SocketAddr::from((PUBLIC, socket.local_addr().unwrap().port()))
 }
 
 fn registration(registered: &Registered, key: &[u8; 32], time: u64) -> Vec<u8> {

@@ -47,12 +47,12 @@ fn keep(claimed: &[Candidate], fit: impl Fn(SocketAddr) -> bool) -> Vec<Candidat
 /// about. Never more than [`MAX_CANDIDATES`].
 #[must_use]
 pub fn with_mapped(claimed: &[Candidate], seen: impl Iterator<Item = SocketAddr>) -> Vec<Candidate> {
-    let mut all: Vec<Candidate> = seen
-        .map(|addr| Candidate { transport: Transport::Udp, kind: Kind::Mapped, addr: canonical(addr) })
-        .collect();
-    for candidate in claimed {
+    let seen =
+        seen.map(|addr| Candidate { transport: Transport::Udp, kind: Kind::Mapped, addr: canonical(addr) });
+    let mut all: Vec<Candidate> = Vec::new();
+    for candidate in seen.chain(claimed.iter().copied()) {
         if !all.iter().any(|k| k.transport == candidate.transport && k.addr == candidate.addr) {
-            all.push(*candidate);
+            all.push(candidate);
         }
     }
     all.truncate(MAX_CANDIDATES);

@@ -178,7 +178,7 @@ impl Broker {
             attempt,
             request,
             peer: self.record(peer, self.directory.get(peer)?),
-            candidates: conn.candidates(),
+            candidates: self.candidates_of(conn),
             profile: conn.presence.as_ref()?.profile,
             relays,
             noise,

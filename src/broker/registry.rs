@@ -564,6 +564,21 @@ impl Broker {
         self.conns.get(id).map(|conn| (*id, conn))
     }
 
+    /// Where peers may try to reach a member. Who comes from this very machine is seen at an address that means nothing
+    /// elsewhere; then the addresses count at which this broker is reached, because a one-to-one NAT in front of it
+    /// serves the member beside it too.
+    pub(super) fn candidates_of(&self, conn: &Conn) -> Vec<Candidate> {
+        let claimed = conn.presence.as_ref().map_or(&[][..], |p| p.candidates.as_slice());
+        let advertised = &self.settings.advertised_udp;
+        let seen = conn.mapped.iter().flatten().flat_map(|mapped| {
+            let here = mapped.ip().is_loopback();
+            let elsewhere = advertised.iter().filter(move |a| here && a.is_ipv4() == mapped.is_ipv4());
+            let elsewhere = elsewhere.map(|a| SocketAddr::new(a.ip(), mapped.port()));
+            elsewhere.chain([*mapped]).filter(|addr| is_candidate(*addr))
+        });
+        candidates::with_mapped(claimed, seen)
+    }
+
     /// Relays that could serve now.
     pub(super) fn relays(&self) -> Vec<Relay> {
         let local = self.local_relays.iter().map(|(certificate, endpoints)| Relay {
@@ -613,14 +628,6 @@ impl Broker {
             renewals: bucket(RENEWALS),
             changes: bucket(CHANGES),
         })
-    }
-}
-
-impl Conn {
-    /// Where peers may try to reach this member.
-    pub(super) fn candidates(&self) -> Vec<Candidate> {
-        let claimed = self.presence.as_ref().map_or(&[][..], |p| p.candidates.as_slice());
-        candidates::with_mapped(claimed, self.mapped.iter().flatten().copied())
     }
 }
 

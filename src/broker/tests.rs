@@ -84,7 +84,7 @@ impl Story {
             key: SigningKey::from_seed(&[1; 32]),
             prefix: "10.77.0.0/16".parse().unwrap(),
             prefix_v6: "fd00::/64".parse().unwrap(),
-            advertised_udp: vec![],
+            advertised_udp: vec!["192.0.2.1:6060".parse().unwrap()],
             udp_port: Some(6060),
         };
         let (directory, list) = (Directory::default(), RevocationList::default());
@@ -208,6 +208,35 @@ fn the_mapped_address_of_a_udp_registration_is_in_the_next_offer() {
     s.ask_for_bert(1);
     let first = s.offers(ANNA)[0].candidates[0];
     assert_eq!(first, Candidate { kind: Kind::Mapped, addr: mapped, ..first });
+}
+
+#[test]
+fn a_member_on_the_brokers_own_machine_is_looked_for_where_the_broker_is_reached() {
+    let mut s = Story::with_two();
+    let registration = s.join(BERT, certificate("bert", 2), false);
+    for (seen, told) in [("127.0.0.1:4500", "192.0.2.1:4500"), ("203.0.113.9:700", "203.0.113.9:700")] {
+        s.broker.handle_mapped(registration, seen.parse().unwrap(), s.now, &mut s.out);
+        s.out.clear();
+        s.ask_for_bert(1);
+        let mapped = |c: &&Candidate| c.kind == Kind::Mapped;
+        let offered: Vec<SocketAddr> =
+            s.offers(ANNA)[0].candidates.iter().filter(mapped).map(|c| c.addr).collect();
+        assert_eq!(offered, [told.parse().unwrap()]);
+    }
+}
+
+#[test]
+fn a_relay_on_the_brokers_own_machine_is_offered_where_the_broker_is_reached() {
+    let mut s = Story::with_two();
+    let mut cert = certificate("r", 9);
+    (cert.subject.roles, cert.subject.addrs) = (Roles::RELAY, None);
+    let (source, local) = ("127.0.0.1:40000".parse().unwrap(), "127.0.0.1:6060".parse().unwrap());
+    s.broker.handle_connected(ConnId(3), cert, source, local, &mut s.out).unwrap();
+    let endpoint = Candidate { kind: Kind::Configured, ..udp("0.0.0.0:6061") };
+    s.say(ConnId(3), ToBroker::Register(Register { relay: vec![endpoint], ..register() }));
+    s.out.clear();
+    s.ask_for_bert(1);
+    assert_eq!(s.offers(ANNA)[0].relays[0].endpoints[0].addr, "192.0.2.1:6061".parse().unwrap());
 }
 
 #[test]

@@ -218,3 +218,63 @@ impl Hub {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::rng::Seed;
+    use crate::broker::directory::Directory;
+    use crate::broker::registry::Settings;
+    use crate::engine::broker::create_network;
+    use crate::engine::tls;
+    use crate::identity::authority::validity;
+    use crate::identity::certificate::Roles;
+    use crate::identity::certificate::Serial;
+    use crate::identity::certificate::Subject;
+    use crate::identity::keys::SigningKey;
+    use crate::identity::keys::WgPublic;
+    use crate::identity::revocation::RevocationList;
+
+    #[test]
+    fn whoever_does_not_read_is_cut_off_when_the_queue_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let prefix = "10.77.0.0/16".parse().unwrap();
+        let (authority, own, _) = create_network(dir.path(), &"home".parse().unwrap(), prefix).unwrap();
+        let anchor = authority.anchor().clone();
+        let settings = Settings {
+            key: own.key.clone(),
+            prefix,
+            prefix_v6: anchor.overlay_prefix_v6(),
+            advertised_udp: vec![],
+            udp_port: None,
+        };
+        let (directory, list) = (Directory::default(), RevocationList::default());
+        let broker = Broker::new(settings, directory, list, vec![], Seed([1; 32]));
+        let (work, _orders) = std::sync::mpsc::channel();
+        let hub = Hub::new(broker, anchor, tls::server(&own).unwrap(), work);
+
+        let subject = Subject {
+            uri: "ntcp://home/anna".parse().unwrap(),
+            roles: Roles::RELAY,
+            addrs: None,
+            groups: vec![],
+            wg: WgPublic([1; 32]),
+        };
+        let (from, until) = validity(clock::now().unix, std::time::Duration::from_secs(3600));
+        let key = SigningKey::generate().public();
+        let certificate = authority.sign(&subject, &key, Serial::generate(), from, until).unwrap();
+        let here = "127.0.0.1:1".parse().unwrap();
+        let mut ticket = hub.connected(certificate, here, here, [0; 32]);
+        for nonce in 0..u32::try_from(QUEUE).unwrap() {
+            hub.on_message(ticket.conn, ToBroker::Ping { nonce });
+        }
+        assert_eq!(hub.connections(), 1);
+        hub.on_message(ticket.conn, ToBroker::Ping { nonce: 0 });
+        assert_eq!((hub.connections(), hub.tcp_counters.slow.load(Ordering::Relaxed)), (0, 1));
+        let mut queued = 0;
+        while ticket.queue.try_recv().is_ok() {
+            queued += 1;
+        }
+        assert_eq!(queued, QUEUE, "what was queued still leaves, then the queue ends");
+    }
+}

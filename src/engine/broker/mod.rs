@@ -14,6 +14,7 @@ pub mod store;
 mod udp;
 mod work;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -264,7 +265,7 @@ impl Handle {
     pub async fn members(&self) -> anyhow::Result<Vec<MemberInfo>> {
         // The worker answers in order, so whatever was written before is seen.
         let stored = ask(&self.hub.work, |answer| Work::Members { answer }).await?;
-        let online: Vec<MemberName> = self.hub.with_broker(|broker, _, _| {
+        let online: BTreeSet<MemberName> = self.hub.with_broker(|broker, _, _| {
             broker.members().filter(|(.., online)| *online).map(|(name, ..)| name.clone()).collect()
         });
         let members = stored.into_iter().filter(|m| !m.certificate.subject.roles.broker).map(|member| {
