@@ -15,7 +15,6 @@ use crate::Link;
 use crate::Nat;
 use crate::Router;
 use crate::Site;
-use crate::interrupt::wait_for;
 use crate::ns::Namespace;
 use crate::openssh::COUNTER;
 use crate::openssh::SshServer;
@@ -70,6 +69,7 @@ pub fn run(bin: &Path) -> Result<()> {
     tell("bob#    ntcp-overlay up --join <invite> --hosts");
     let (a_address, b_address) = (a.address()?, b.address()?);
     tell(&format!("alice is {a_address}, bob is {b_address}"));
+    a.wait_knows("bob", PATIENCE)?;
     status(&a)?;
 
     say(

@@ -7,7 +7,6 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
-use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -219,33 +218,33 @@ impl Daemon {
         self.wait_path(peer, "the relay", limit, |peer| peer.path == "relay")
     }
 
-    /// The system's own ping, until the first answer; the time that this took.
-    pub fn first_ping(&self, target: &str, limit: Duration) -> Result<Duration> {
-        let start = Instant::now();
-        let seconds = limit.as_secs().max(1).to_string();
-        // -w ends at the deadline whatever is missing, -c 1 at the first answer.
-        self.ns.try_run(&["ping", "-c", "1", "-w", &seconds, "-i", "0.2", target], limit + LIMIT)?.ok()?;
-        Ok(start.elapsed())
+    /// Waits until a peer is in the list, and as far as this member knows, online.
+    pub fn wait_knows(&self, peer: &str, limit: Duration) -> Result<()> {
+        interrupt::wait_for(&format!("{} to hear of {peer}", self.ns.name()), limit, || {
+            let online = self.peer(peer)?.filter(|peer| text(&peer.all, "state") != "offline");
+            Ok(online.map(drop))
+        })
     }
 
-    /// Sends one packet with the system's own ping and answers how long its reply took, by ping's own word.
-    pub fn first_packet(&self, target: &str, limit: Duration) -> Result<Duration> {
-        let seconds = limit.as_secs().max(1).to_string();
-        let output = self.ns.try_run(&["ping", "-c", "1", "-W", &seconds, target], limit + LIMIT)?.ok()?;
-        let time = output
-            .stdout
-            .split("time=")
-            .nth(1)
-            .and_then(|rest| rest.split(' ').next())
-            .context("no time in ping's answer")?;
-        Ok(Duration::from_secs_f64(time.parse::<f64>()? / 1000.0))
+    /// The system's own ping, until the first answer; how long after the first packet that came, as ping says.
+    pub fn first_ping(&self, target: &str, limit: Duration) -> Result<Duration> {
+        const GAP: f64 = 0.2; // s
+        let (seconds, gap) = (limit.as_secs().max(1).to_string(), GAP.to_string());
+        // -w ends at the deadline whatever is missing, -c 1 at the first answer.
+        let words = ["ping", "-c", "1", "-w", &seconds, "-i", &gap, target];
+        let said = self.ns.try_run(&words, limit + LIMIT)?.ok()?.stdout;
+        let number = |name: &str| -> Option<f64> {
+            said.split_whitespace().find_map(|word| word.strip_prefix(name)?.parse().ok())
+        };
+        let found = number("icmp_seq=").zip(number("time="));
+        let (seq, millis) = found.with_context(|| format!("ping said:\n{said}"))?;
+        Ok(Duration::from_secs_f64((seq - 1.0) * GAP + millis / 1000.0))
     }
 
     /// Waits until the broker has seen the data socket's mapped address.
     pub fn wait_mapped(&self, limit: Duration) -> Result<()> {
         interrupt::wait_for("the mapped address", limit, || {
-            let status = self.status()?;
-            Ok(status["brokers"][0]["mapped"].is_string().then_some(()))
+            Ok(self.status()?.pointer("/brokers/0/mapped").is_some_and(Value::is_string).then_some(()))
         })
     }
 
