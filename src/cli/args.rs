@@ -117,6 +117,15 @@ pub(super) struct UpArgs {
 pub(super) struct ServeArgs {
     #[command(flatten)]
     pub(super) config: ConfigArg,
+    /// Become a relay of the network of this invite (`ntcp-overlay invite --relay`): the token, or file:PATH
+    #[arg(long, value_name = "TOKEN", env = "NTCP_JOIN", hide_env_values = true)]
+    pub(super) join: Option<String>,
+    /// Set by NTCP_JOIN_FILE alone
+    #[arg(long, hide = true, env = "NTCP_JOIN_FILE")]
+    pub(super) join_file: Option<PathBuf>,
+    /// The relay's name in the network [default: the host name]
+    #[arg(long, env = "NTCP_NAME", value_parser = str::parse::<MemberName>)]
+    pub(super) name: Option<MemberName>,
     /// Where keys, certificates and the database are kept [default: /var/lib/ntcp-overlay]
     #[arg(long, value_name = "DIR", env = "NTCP_STATE_DIR")]
     pub(super) state_dir: Option<PathBuf>,

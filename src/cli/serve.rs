@@ -7,16 +7,27 @@ use crate::config::exit::Failure;
 use crate::config::load;
 use crate::config::load::Loaded;
 use crate::config::settings::Overrides;
+use crate::config::settings::Secret;
 use crate::engine;
+use crate::engine::membership;
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<Exit> {
-    let over = Overrides { state_dir: args.state_dir, control: args.control, ..Overrides::default() };
+    let join = args.join.as_deref().map(Secret::parse).or_else(|| args.join_file.map(Secret::File));
+    let over = Overrides {
+        state_dir: args.state_dir,
+        control: args.control,
+        name: args.name,
+        join,
+        ..Overrides::default()
+    };
     let Loaded { settings, warnings } = load::load(args.config.config.as_deref(), over)?;
+    let join = load::invite(&settings)?;
+    let keys = membership::has_broker(&settings.state_dir) || membership::has_relay(&settings.state_dir);
     let roles =
         [settings.broker.enabled == Some(true), settings.relay.enabled == Some(true), settings.stun.enabled];
-    if !roles.contains(&true) {
+    if !roles.contains(&true) && join.is_none() && !keys {
         return Err(Failure::config(
-            "there is nothing to serve: put `enabled = true` into [broker], [relay] or [stun] of overlay.toml and name it with --config",
+            "there is nothing to serve: make keys with `ntcp-overlay cert init --network NAME --broker NAME --relay NAME`, become a relay with `serve --join TOKEN`, or put `enabled = true` into [stun] of overlay.toml and name it with --config",
         )
         .into());
     }
@@ -24,5 +35,5 @@ pub(super) fn run(args: ServeArgs) -> anyhow::Result<Exit> {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    engine::serve::run(&settings)
+    engine::serve::run(&settings, join.as_ref())
 }

@@ -10,6 +10,7 @@ pub mod link;
 pub mod member;
 pub mod membership;
 pub mod relay;
+pub mod relay_role;
 pub mod responder;
 pub mod roles;
 pub mod serve;

@@ -1,7 +1,6 @@
 //! The server roles of this process: broker, relay, STUN server. `serve` runs them alone, `up` beside a member.
 //!
-//! A relay registers with its broker over the same kind of link as a member, also when both live in this process: there
-//! is one way in which a broker learns of relays.
+//! Which of them run follows from the configuration and from whose keys lie in the state directory.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -12,28 +11,20 @@ use std::time::Duration;
 use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use tokio::sync::mpsc;
 
-use crate::base::addr;
 use crate::config::credentials;
 use crate::config::settings::Listen;
-use crate::config::settings::RELAY_PORT;
 use crate::config::settings::Settings;
 use crate::control::api;
 use crate::control::api::Reason;
 use crate::engine::broker;
 use crate::engine::broker::BrokerConfig;
 use crate::engine::broker::BrokerServer;
-use crate::engine::link::Link;
-use crate::engine::link::LinkConfig;
-use crate::engine::link::LinkEvent;
-use crate::engine::link::LinkHandle;
 use crate::engine::membership;
 use crate::engine::membership::BROKER;
-use crate::engine::membership::RELAY;
-use crate::engine::relay;
-use crate::engine::relay::RelayConfig;
-use crate::engine::relay::RelayServer;
+use crate::engine::relay_role;
+use crate::engine::relay_role::Beside;
+use crate::engine::relay_role::RunningRelay;
 use crate::engine::stun_server;
 use crate::engine::stun_server::StunServer;
 use crate::identity::certificate::Roles;
@@ -41,14 +32,6 @@ use crate::identity::credentials::Credentials;
 use crate::identity::names::GroupName;
 use crate::identity::names::MemberName;
 use crate::identity::names::NetworkName;
-use crate::io::netlink::Netlink;
-use crate::nat::behavior::Profile;
-use crate::nat::candidate::Candidate;
-use crate::nat::candidate::Kind;
-use crate::nat::candidate::MAX_CANDIDATES;
-use crate::nat::candidate::Transport;
-use crate::wire::broker::Register;
-use crate::wire::enroll::BrokerAddr;
 use crate::wire::enroll::Invite;
 
 /// The roles that run.
@@ -62,25 +45,19 @@ pub struct Servers {
 
 #[derive(Debug)]
 struct RunningBroker {
-    handle: broker::Handle,
+    handle: Arc<broker::Handle>,
     credentials: Credentials,
     signs: bool,
     invite_ttl: Duration,
 }
 
-#[derive(Debug)]
-struct RunningRelay {
-    handle: Arc<relay::Handle>,
-    link: Option<tokio::task::JoinHandle<()>>,
-}
-
 impl Servers {
     /// Starts what the settings and this machine's keys say. With `found`, a network is founded first, and this machine
-    /// becomes its broker and relay.
+    /// becomes its broker and relay; with `join`, it becomes a relay of that network, if it is not one yet.
     ///
     /// # Errors
     /// When a role that was asked for cannot start.
-    pub async fn start(settings: &Settings, found: bool) -> anyhow::Result<Self> {
+    pub async fn start(settings: &Settings, found: bool, join: Option<&Invite>) -> anyhow::Result<Self> {
         let mut servers = Self::default();
         // A start that was interrupted after founding goes on from there.
         if found && !membership::has_broker(&settings.state_dir) {
@@ -97,7 +74,7 @@ impl Servers {
             .context("founding the network")?;
         }
         servers.start_broker(settings).await?;
-        servers.start_relay(settings).await?;
+        servers.start_relay(settings, join).await?;
         servers.start_stun(settings)?;
         Ok(servers)
     }
@@ -186,13 +163,12 @@ impl Servers {
 
     /// Ends all roles.
     pub async fn shutdown(self) {
-        if let Some(relay) = self.relay
-            && let Some(link) = relay.link
-        {
-            link.abort();
+        // The relay's task holds the broker too.
+        if let Some(relay) = self.relay {
+            relay.stop().await;
         }
-        if let Some(broker) = self.broker {
-            broker.handle.shutdown().await;
+        if let Some(broker) = self.broker.and_then(|broker| Arc::into_inner(broker.handle)) {
+            broker.shutdown().await;
         }
     }
 
@@ -256,61 +232,18 @@ impl Servers {
             authority,
             certificate_ttl: settings.broker.certificate_ttl,
         };
-        let handle = BrokerServer::start(config).await?;
+        let handle = Arc::new(BrokerServer::start(config).await?);
         self.broker =
             Some(RunningBroker { handle, credentials: own, signs, invite_ttl: settings.broker.invite_ttl });
         Ok(())
     }
 
-    async fn start_relay(&mut self, settings: &Settings) -> anyhow::Result<()> {
-        let dir = settings.state_dir.join(RELAY);
-        let has_keys = membership::has_relay(&settings.state_dir);
-        match (settings.relay.enabled, has_keys) {
-            (Some(false), _) | (None, false) => return Ok(()),
-            (Some(true), false) => anyhow::bail!(
-                "relay.enabled = true, but {} holds no relay's keys: make them with `ntcp-overlay cert init --relay NAME`, or join with `invite --relay`",
-                dir.display()
-            ),
-            (Some(true) | None, true) => {}
-        }
-        let own = credentials::load(&dir)?;
-        anyhow::ensure!(
-            own.certificate.subject.roles.relay,
-            "the certificate in {} is not a relay's: sign one with `cert sign --role relay`",
-            dir.display()
-        );
-        let listen = usable(&settings.relay.listen);
-        let mut limits = crate::relay::server::Config::default();
-        limits.max_sessions = usize::try_from(settings.relay.max_sessions).unwrap_or(usize::MAX);
-        limits.bytes_per_second =
-            settings.relay.bytes_per_second.map(|rate| u32::try_from(rate).unwrap_or(u32::MAX));
-        let config = RelayConfig { listen, secret: own.wg.clone(), broker_keys: Vec::new(), limits };
-        let handle = Arc::new(RelayServer::start(config)?);
-        let link = match &self.broker {
-            Some(broker) => {
-                handle.authorise_broker(broker.credentials.certificate.key);
-                let advertised = relay_addresses(settings);
-                let endpoints = if advertised.is_empty() {
-                    everywhere(handle.addrs())
-                } else {
-                    endpoints(&advertised).await
-                };
-                broker.handle.add_local_relay(own.certificate.clone(), &endpoints);
-                None
-            }
-            None => {
-                let mut brokers = settings.relay.brokers.clone();
-                brokers.extend(membership::brokers(&dir)?);
-                anyhow::ensure!(!brokers.is_empty(), "the relay knows no broker: set relay.brokers");
-                let advertised = match relay_addresses(settings) {
-                    wanted if wanted.is_empty() => own_addresses(handle.addrs()).await?,
-                    wanted => wanted,
-                };
-                let endpoints = endpoints(&advertised).await;
-                Some(spawn_relay_link(own, brokers, endpoints, Arc::clone(&handle)))
-            }
-        };
-        self.relay = Some(RunningRelay { handle, link });
+    async fn start_relay(&mut self, settings: &Settings, join: Option<&Invite>) -> anyhow::Result<()> {
+        let beside = self.broker.as_ref().map(|broker| Beside {
+            broker: Arc::clone(&broker.handle),
+            key: broker.credentials.certificate.key,
+        });
+        self.relay = relay_role::start(settings, join, beside).await?;
         Ok(())
     }
 
@@ -325,108 +258,10 @@ impl Servers {
 const NO_BROKER: &str = "this process is no broker: ask on the machine where the broker runs";
 const NO_AUTHORITY: &str = "this broker does not hold the CA's key: use `ntcp-overlay cert sign` and `cert revoke --ca` where the key is, and bring the result here";
 
-/// Keeps a relay registered, and tells it whose tokens are good.
-fn spawn_relay_link(
-    own: Credentials,
-    brokers: Vec<BrokerAddr>,
-    endpoints: Vec<Candidate>,
-    relay: Arc<relay::Handle>,
-) -> tokio::task::JoinHandle<()> {
-    let register = Register {
-        software: concat!("ntcp-overlay ", env!("CARGO_PKG_VERSION")).to_owned(),
-        candidates: Vec::new(),
-        profile: Profile::default(),
-        relay: endpoints,
-        revocations: 0,
-        watch: false,
-    };
-    let (events_in, mut events) = mpsc::channel(64);
-    let link: LinkHandle = Link::spawn(LinkConfig { brokers, credentials: own, register }, events_in);
-    tokio::spawn(async move {
-        let _link = link;
-        while let Some(event) = events.recv().await {
-            match event {
-                LinkEvent::Up { broker_name, broker_cert, .. } => {
-                    tracing::info!(broker = %broker_name, "relay registered");
-                    relay.authorise_broker(broker_cert.key);
-                }
-                LinkEvent::Down { why, .. } => tracing::warn!(why, "the relay is not registered"),
-                LinkEvent::Message(_) => {}
-            }
-        }
-    })
-}
-
 /// Addresses that can be bound here: an optional one, such as the IPv6 default on a host without IPv6, is tried first.
-fn usable(listen: &[Listen]) -> Vec<SocketAddr> {
+pub(super) fn usable(listen: &[Listen]) -> Vec<SocketAddr> {
     let bindable = |at: &&Listen| !at.optional || std::net::UdpSocket::bind((at.addr.ip(), 0)).is_ok();
     listen.iter().filter(bindable).map(|at| at.addr).collect()
-}
-
-/// What the owner wrote about where the relay is; beside a broker with a public name, it is at that name too.
-fn relay_addresses(settings: &Settings) -> Vec<BrokerAddr> {
-    if !settings.relay.advertise.is_empty() {
-        return settings.relay.advertise.clone();
-    }
-    let port = settings.relay.listen.first().map_or(RELAY_PORT, |listen| listen.addr.port());
-    settings.broker.advertise.iter().map(|at| with_port(at, port)).collect()
-}
-
-/// Every address of this machine that is listened on.
-async fn own_addresses(listen: &[SocketAddr]) -> anyhow::Result<Vec<BrokerAddr>> {
-    let own = Netlink::open()?.local_addresses(None).await?;
-    let mut all = Vec::new();
-    for at in listen {
-        let any = at.ip().is_unspecified();
-        let same_family =
-            own.iter().filter(|ip| ip.is_ipv4() == at.is_ipv4()).map(|ip| SocketAddr::new(*ip, at.port()));
-        let here: Vec<SocketAddr> = if any { same_family.collect() } else { vec![*at] };
-        all.extend(here.into_iter().filter(|at| addr::is_candidate(*at)).map(BrokerAddr::Addr));
-    }
-    all.truncate(MAX_CANDIDATES / 2);
-    Ok(all)
-}
-
-/// A relay's endpoints when it is wherever the broker of this process was reached.
-fn everywhere(listen: &[SocketAddr]) -> Vec<Candidate> {
-    let both = |addr: &SocketAddr| {
-        let addr = *addr;
-        [Transport::Udp, Transport::Tcp].map(|transport| Candidate { transport, kind: Kind::Host, addr })
-    };
-    listen.iter().flat_map(both).collect()
-}
-
-/// A relay's endpoints, names looked up.
-async fn endpoints(advertised: &[BrokerAddr]) -> Vec<Candidate> {
-    let mut all = Vec::new();
-    for at in advertised {
-        let found: Vec<SocketAddr> = match at {
-            BrokerAddr::Addr(at) => vec![*at],
-            BrokerAddr::Host(host, port) => match tokio::net::lookup_host((host.as_str(), *port)).await {
-                Ok(found) => found.collect(),
-                Err(error) => {
-                    tracing::warn!(%error, host, "the relay's advertised name cannot be looked up");
-                    Vec::new()
-                }
-            },
-        };
-        for addr in found {
-            all.extend([Transport::Udp, Transport::Tcp].map(|transport| Candidate {
-                transport,
-                kind: Kind::Host,
-                addr,
-            }));
-        }
-    }
-    all.truncate(MAX_CANDIDATES);
-    all
-}
-
-fn with_port(at: &BrokerAddr, port: u16) -> BrokerAddr {
-    match at {
-        BrokerAddr::Addr(addr) => BrokerAddr::Addr(SocketAddr::new(addr.ip(), port)),
-        BrokerAddr::Host(host, _) => BrokerAddr::Host(host.clone(), port),
-    }
 }
 
 fn loopback_of(ip: IpAddr) -> IpAddr {

@@ -11,19 +11,20 @@ use crate::control::api;
 use crate::control::server::ControlServer;
 use crate::engine::roles::Servers;
 use crate::engine::up::FAREWELL;
+use crate::wire::enroll::Invite;
 
-/// Runs until SIGTERM, SIGINT or `down`.
+/// Runs until SIGTERM, SIGINT or `down`. With `join`, this machine becomes a relay of that network first.
 ///
 /// # Errors
 /// Whatever keeps it from starting or going on; a `config::exit::Failure` in the chain sets the exit code.
-pub fn run(settings: &Settings) -> anyhow::Result<Exit> {
+pub fn run(settings: &Settings, join: Option<&Invite>) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run_async(settings))
+    runtime.block_on(run_async(settings, join))
 }
 
-async fn run_async(settings: &Settings) -> anyhow::Result<Exit> {
+async fn run_async(settings: &Settings, join: Option<&Invite>) -> anyhow::Result<Exit> {
     let control = ControlServer::bind(&settings.control)?;
-    let servers = Servers::start(settings, false).await?;
+    let servers = Servers::start(settings, false, join).await?;
     anyhow::ensure!(
         !servers.is_empty(),
         "no server role is set up here: make keys with `ntcp-overlay cert init --network NAME --broker NAME --relay NAME --dir {}`, or set stun.enabled = true",

@@ -104,7 +104,7 @@ async fn run_async(
         // Before there is anything to regret: the wanted prefix must be free.
         netlink.check_prefix_free(settings.network.prefix, unused_v6(), Some(tun.name())).await?;
     }
-    let mut servers = Servers::start(settings, founded).await?;
+    let mut servers = Servers::start(settings, founded, None).await?;
     let own = enrol(settings, standing, &servers).await?;
     let addrs = own.certificate.subject.addrs.context(
         "this machine's certificate is not a member's: sign one with `ntcp-overlay cert sign --role member`",
