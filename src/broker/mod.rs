@@ -18,9 +18,11 @@ pub mod assign;
 pub mod candidates;
 pub mod directory;
 mod introduce;
+mod reach;
 pub mod registry;
 pub mod relays;
 pub mod renewal;
+mod requests;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -2,14 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::net::SocketAddr;
 
 use ipnetwork::Ipv4Network;
 use ipnetwork::Ipv6Network;
 
 use crate::base::addr::canonical;
-use crate::base::addr::is_candidate;
 use crate::base::id::RegistrationId;
 use crate::base::id::RequestId;
 use crate::base::rng::Rng;
@@ -20,10 +18,7 @@ use crate::base::time::UnixTime;
 use crate::broker::candidates;
 use crate::broker::directory::Directory;
 use crate::broker::directory::Known;
-use crate::broker::directory::Learned;
 use crate::broker::introduce::Attempts;
-use crate::broker::relays::Relay;
-use crate::broker::renewal;
 use crate::identity::certificate::Certificate;
 use crate::identity::certificate::Subject;
 use crate::identity::keys::SigningKey;
@@ -34,14 +29,7 @@ use crate::nat::candidate::Candidate;
 use crate::wire::broker::FromBroker;
 use crate::wire::broker::MemberRecord;
 use crate::wire::broker::Refusal;
-use crate::wire::broker::Register;
-use crate::wire::broker::Registered;
-use crate::wire::broker::Target;
 use crate::wire::broker::ToBroker;
-use crate::wire::enroll::SigningRequest;
-
-/// Members in one `Listing`: 32 certificates are some 25 KiB, below every cap.
-pub const LIST_PAGE: usize = 32;
 
 /// Requests of one member at once and per second, of all kinds together: a member that comes back with a hundred peers
 /// lists them, looks a few up and conveys some handshakes.
@@ -115,28 +103,28 @@ pub struct Settings {
 #[derive(Debug)]
 pub(super) struct Conn {
     pub(super) certificate: Certificate,
-    source: SocketAddr,
+    pub(super) source: SocketAddr,
     pub(super) local: SocketAddr,
-    registration: RegistrationId,
+    pub(super) registration: RegistrationId,
     /// Seen in UDP registrations, IPv4 and IPv6.
-    mapped: [Option<SocketAddr>; 2],
+    pub(super) mapped: [Option<SocketAddr>; 2],
     pub(super) presence: Option<Presence>,
 }
 
 /// What a registered member says about itself.
 #[derive(Debug)]
 pub(super) struct Presence {
-    candidates: Vec<Candidate>,
+    pub(super) candidates: Vec<Candidate>,
     pub(super) profile: Profile,
-    relay: Vec<Candidate>,
+    pub(super) relay: Vec<Candidate>,
 }
 
 /// Rates of one member. They outlive its connections: who reconnects gets no new tokens.
 #[derive(Debug)]
-struct Limits {
+pub(super) struct Limits {
     requests: Bucket,
-    pub(super) connects: Bucket,
-    renewals: Bucket,
+    connects: Bucket,
+    pub(super) renewals: Bucket,
     changes: Bucket,
 }
 
@@ -163,13 +151,13 @@ pub struct Broker {
     pub(super) directory: Directory,
     pub(super) conns: BTreeMap<ConnId, Conn>,
     by_registration: BTreeMap<RegistrationId, ConnId>,
-    present: BTreeMap<MemberName, ConnId>,
-    watchers: BTreeSet<ConnId>,
+    pub(super) present: BTreeMap<MemberName, ConnId>,
+    pub(super) watchers: BTreeSet<ConnId>,
     limits: BTreeMap<MemberName, Limits>,
     pub(super) attempts: Attempts,
-    local_relays: Vec<(Certificate, Vec<Candidate>)>,
-    revocations: RevocationList,
-    signed_revocations: Vec<u8>,
+    pub(super) local_relays: Vec<(Certificate, Vec<Candidate>)>,
+    pub(super) revocations: RevocationList,
+    pub(super) signed_revocations: Vec<u8>,
     pub(super) counters: Counters,
 }
 
@@ -404,107 +392,7 @@ impl Broker {
         self.directory.after(None).map(|(name, known)| (name, known, self.present.contains_key(name)))
     }
 
-    fn on_register(&mut self, conn: ConnId, register: Register, now: Now, out: &mut Vec<Action>) {
-        let Some(peer) = self.conns.get(&conn) else { return };
-        let (certificate, name) = (peer.certificate.clone(), peer.certificate.subject.uri.name.clone());
-        let (registration, observed, local) = (peer.registration, peer.source, peer.local);
-        match self.directory.learn(certificate.clone(), now.unix) {
-            Ok(Learned::New) => out.push(Action::Remember(Box::new(certificate.clone()))),
-            Ok(Learned::Known) => {}
-            Err(conflict) => {
-                self.counters.refused += 1;
-                refuse(out, conn, RequestId(0), Refusal::Forbidden, &conflict.to_string());
-                self.end(conn, Ended::Conflict, now, out);
-                return;
-            }
-        }
-        let relay = if certificate.subject.roles.relay { register.relay.as_slice() } else { &[] };
-        let presence = Presence {
-            candidates: candidates::fit_for_members(&register.candidates, |ip| self.is_inside(ip)),
-            profile: register.profile,
-            relay: candidates::fit_for_relays(relay, |ip| self.is_inside(ip)),
-        };
-        if let Some(peer) = self.conns.get_mut(&conn) {
-            peer.presence = Some(presence);
-        }
-        if let Some(old) = self.present.insert(name.clone(), conn).filter(|old| *old != conn) {
-            let text = "the same member connected from elsewhere";
-            refuse(out, old, RequestId(0), Refusal::Forbidden, text);
-            self.end(old, Ended::Replaced, now, out);
-        }
-        if register.watch {
-            self.watchers.insert(conn);
-        } else {
-            self.watchers.remove(&conn);
-        }
-        self.counters.registered += 1;
-        let registered = Registered { registration, udp: self.udp_for(local), observed, time: now.unix };
-        out.push(Action::Send(conn, FromBroker::Registered(registered)));
-        if register.revocations < self.revocations.version {
-            out.push(Action::Send(conn, FromBroker::Revocations(self.signed_revocations.clone())));
-        }
-        self.on_changed(&name, now, out);
-    }
-
-    fn on_update(
-        &mut self,
-        conn: ConnId,
-        claimed: &[Candidate],
-        profile: Profile,
-        now: Now,
-        out: &mut Vec<Action>,
-    ) {
-        let fit = candidates::fit_for_members(claimed, |ip| self.is_inside(ip));
-        let Some(peer) = self.conns.get_mut(&conn) else { return };
-        let Some(presence) = peer.presence.as_mut() else { return };
-        let changed = presence.candidates != fit || presence.profile != profile;
-        (presence.candidates, presence.profile) = (fit, profile);
-        if changed {
-            let name = peer.certificate.subject.uri.name.clone();
-            self.on_changed(&name, now, out);
-        }
-    }
-
-    fn on_lookup(&mut self, conn: ConnId, request: RequestId, target: &Target, out: &mut Vec<Action>) {
-        match self.directory.find(target) {
-            Some((name, known)) => {
-                let member = self.record(name, known);
-                out.push(Action::Send(conn, FromBroker::Found { request, member }));
-            }
-            None => self.refuse(conn, request, Refusal::NotFound, "no such member", out),
-        }
-    }
-
-    fn on_list(&self, conn: ConnId, request: RequestId, after: Option<&MemberName>, out: &mut Vec<Action>) {
-        let mut all = self.directory.after(after).filter(|(_, k)| k.certificate.subject.roles.member);
-        let members = all.by_ref().take(LIST_PAGE).map(|(name, known)| self.record(name, known)).collect();
-        let more = all.next().is_some();
-        out.push(Action::Send(conn, FromBroker::Listing { request, members, more }));
-    }
-
-    fn on_renew(&mut self, conn: ConnId, request: RequestId, csr: &[u8], now: Now, out: &mut Vec<Action>) {
-        let Some(peer) = self.conns.get(&conn) else { return };
-        let name = peer.certificate.subject.uri.name.clone();
-        let Ok(csr) = SigningRequest::parse(csr) else {
-            self.refuse(conn, request, Refusal::Malformed, "not a signing request", out);
-            return;
-        };
-        // The newest certificate decides whether one is due, not the one that this connection began with.
-        let current = self.directory.get(&name).map_or(&peer.certificate, |known| &known.certificate);
-        if let Err((why, text)) = renewal::check(current, &csr, now.unix) {
-            self.refuse(conn, request, why, text, out);
-            return;
-        }
-        let (subject, key) = (Box::new(current.subject.clone()), current.key);
-        if self.limits_of(&name, now).renewals.take(now.instant) {
-            out.push(Action::Renew { conn, request, subject, key });
-        } else {
-            self.counters.rate_limited += 1;
-            refuse(out, conn, request, Refusal::TooMany, "too many renewals: wait ten minutes");
-        }
-    }
-
-    fn on_changed(&mut self, name: &MemberName, now: Now, out: &mut Vec<Action>) {
+    pub(super) fn on_changed(&mut self, name: &MemberName, now: Now, out: &mut Vec<Action>) {
         if self.limits_of(name, now).changes.take(now.instant) {
             self.tell_watchers(name, out);
         }
@@ -533,7 +421,7 @@ impl Broker {
         self.end(conn, Ended::Misbehaved, now, out);
     }
 
-    fn end(&mut self, conn: ConnId, why: Ended, now: Now, out: &mut Vec<Action>) {
+    pub(super) fn end(&mut self, conn: ConnId, why: Ended, now: Now, out: &mut Vec<Action>) {
         out.push(Action::Close(conn, why));
         self.handle_closed(conn, now, out);
     }
@@ -564,63 +452,7 @@ impl Broker {
         self.conns.get(id).map(|conn| (*id, conn))
     }
 
-    /// Where peers may try to reach a member. Who comes from this very machine is seen at an address that means nothing
-    /// elsewhere; then the addresses count at which this broker is reached, because a one-to-one NAT in front of it
-    /// serves the member beside it too.
-    pub(super) fn candidates_of(&self, conn: &Conn) -> Vec<Candidate> {
-        let claimed = conn.presence.as_ref().map_or(&[][..], |p| p.candidates.as_slice());
-        let advertised = &self.settings.advertised_udp;
-        let seen = conn.mapped.iter().flatten().flat_map(|mapped| {
-            let here = mapped.ip().is_loopback();
-            let elsewhere = advertised.iter().filter(move |a| here && a.is_ipv4() == mapped.is_ipv4());
-            let elsewhere = elsewhere.map(|a| SocketAddr::new(a.ip(), mapped.port()));
-            elsewhere.chain([*mapped]).filter(|addr| is_candidate(*addr))
-        });
-        candidates::with_mapped(claimed, seen)
-    }
-
-    /// Relays that could serve now.
-    pub(super) fn relays(&self) -> Vec<Relay> {
-        let local = self.local_relays.iter().map(|(certificate, endpoints)| Relay {
-            certificate: certificate.clone(),
-            endpoints: endpoints.clone(),
-            seen_at: None,
-            load: self.attempts.load_of(&certificate.subject.uri.name),
-        });
-        let remote = self.present.iter().filter_map(|(name, id)| {
-            let conn = self.conns.get(id)?;
-            let presence = conn.presence.as_ref().filter(|p| !p.relay.is_empty())?;
-            let mut endpoints = presence.relay.clone();
-            // From this very machine it is reached where this broker is reached. Behind any other address that nobody
-            // else can use, an open endpoint means nothing.
-            let here = conn.source.ip().is_loopback();
-            let seen = here || is_candidate(conn.source);
-            endpoints.retain(|endpoint| seen || !endpoint.addr.ip().is_unspecified());
-            Some(Relay {
-                certificate: conn.certificate.clone(),
-                endpoints,
-                seen_at: (!here).then(|| conn.source.ip()),
-                load: self.attempts.load_of(name),
-            })
-        });
-        local.chain(remote).collect()
-    }
-
-    fn is_inside(&self, ip: IpAddr) -> bool {
-        match ip.to_canonical() {
-            IpAddr::V4(v4) => self.settings.prefix.contains(v4),
-            IpAddr::V6(v6) => self.settings.prefix_v6.contains(v6),
-        }
-    }
-
-    fn udp_for(&self, local: SocketAddr) -> Vec<SocketAddr> {
-        let mut all = self.settings.advertised_udp.clone();
-        let here = self.settings.udp_port.map(|port| SocketAddr::new(local.ip(), port));
-        all.extend(here.filter(|addr| !all.contains(addr)));
-        all
-    }
-
-    fn limits_of(&mut self, name: &MemberName, now: Now) -> &mut Limits {
+    pub(super) fn limits_of(&mut self, name: &MemberName, now: Now) -> &mut Limits {
         let bucket = |(burst, per_second): (u32, f64)| Bucket::new(burst, per_second, now.instant);
         self.limits.entry(name.clone()).or_insert_with(|| Limits {
             requests: bucket(REQUESTS),
@@ -634,7 +466,7 @@ impl Broker {
 /// What a revoked member is told.
 const REVOKED: &str = "your certificate was revoked: ask the administrator for a new invite";
 
-fn refuse(out: &mut Vec<Action>, conn: ConnId, request: RequestId, why: Refusal, text: &str) {
+pub(super) fn refuse(out: &mut Vec<Action>, conn: ConnId, request: RequestId, why: Refusal, text: &str) {
     out.push(Action::Send(conn, FromBroker::Refused { request, why, text: text.to_owned() }));
 }
 
