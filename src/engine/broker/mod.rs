@@ -1,7 +1,7 @@
 //! The broker's acting half: TLS connections, UDP sockets, the database, around the value [`crate::broker`].
 //!
-//! Four kinds of activity share one [`hub`]: tasks of the tokio runtime (listeners, one task per connection), one thread
-//! per UDP socket ([`udp`]), and one thread that signs and writes the database ([`work`], [`store`]), so that no
+//! Four kinds of activity share one `hub`: tasks of the tokio runtime (listeners, one task per connection), one thread
+//! per UDP socket (`udp`), and one thread that signs and writes the database (`work`, [`store`]), so that no
 //! connection waits for the disk. The thinking value stands behind one lock that is held for microseconds; UDP
 //! registrations that change nothing do not take it.
 //!
