@@ -14,7 +14,7 @@ export RUSTC_BOOTSTRAP=1
 sanitizer=${SANITIZER:-none}
 
 if ! command -v c++ >/dev/null; then
-    echo 'fuzz: libFuzzer needs a C++ compiler: apt-get install g++' >&2
+    echo 'fuzz: libFuzzer needs a C++ compiler: sudo apt-get install g++' >&2
     exit 2
 fi
 if ! cargo fuzz --version >/dev/null 2>&1; then
