@@ -262,7 +262,7 @@ impl Loop {
             let out = &mut self.out;
             match inbox.try_recv() {
                 Ok(Command::LinkUp(up)) => self.node.handle_link_up(*up, now, out),
-                Ok(Command::LinkDown(why)) => self.node.handle_link_down(why, out),
+                Ok(Command::LinkDown(why)) => self.node.handle_link_down(why, now, out),
                 Ok(Command::Broker(message)) => self.node.handle_broker(*message, now, out),
                 Ok(Command::Network(addrs)) => self.node.handle_network(&addrs, self.ports, now, out),
                 Ok(Command::Request(request, reply)) => {

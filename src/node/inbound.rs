@@ -100,6 +100,7 @@ impl Node {
                     path.handle_relay_answer(leg.via, leg.to, received, ctx)
                 });
                 if answered == Some(true) {
+                    self.learn_mapping(out);
                     self.pump(id, now, out);
                     return true;
                 }
@@ -109,7 +110,8 @@ impl Node {
         let registered =
             self.registrations.iter_mut().any(|r| r.handle_response(leg.to, received, now.instant));
         if registered {
-            self.on_registered(out);
+            self.local.udp_blocked = false;
+            self.learn_mapping(out);
         }
         registered
     }
@@ -216,8 +218,10 @@ impl Node {
                     mesh.path.handle_demand(now.instant);
                 }
             }
-            (Origin::Leg(leg), Kind::Stock { endpoint }) => *endpoint = Some(leg.to),
-            (Origin::Broker(..), _) => {}
+            (Origin::Leg(Leg { via: Via::Udp(_), to, channel: None }), Kind::Stock { endpoint }) => {
+                *endpoint = Some(*to);
+            }
+            (Origin::Leg(_) | Origin::Broker(..), _) => {}
         }
         if let Opened::Answer(n) = opened
             && let Some(answer) = answer.get(..n)

@@ -236,10 +236,8 @@ impl Node {
             registration.refresh(now.instant);
         }
         if !first {
-            for (_, peer) in self.peers.iter_mut() {
-                if let Some(path) = peer.path_mut() {
-                    path.handle_network_change(now.instant);
-                }
+            for id in self.peers.ids() {
+                self.with_path(id, now, out, Path::handle_network_change);
             }
         }
         self.announce_candidates(out);
@@ -419,17 +417,23 @@ impl Node {
         }
         self.send_kept(id, now, out);
         self.send_pings(id, now, out);
-        self.announce_path(id, out);
+        if self.announce_path(id, now, out) {
+            // Packets may wait inside the session since it came up over the broker, when nothing carried.
+            self.flush_session(id, now, out);
+        }
     }
 
-    fn announce_path(&mut self, id: PeerId, out: &mut Output) {
-        let Some(peer) = self.peers.get_mut(id) else { return };
+    /// True if something carries that did not before.
+    fn announce_path(&mut self, id: PeerId, now: Now, out: &mut Output) -> bool {
+        let Some(peer) = self.peers.get_mut(id) else { return false };
         let leg = peer.leg();
         if peer.announced == leg {
-            return;
+            return false;
         }
+        let idle = matches!(&peer.kind, Kind::Mesh(mesh) if !mesh.path.is_active(now.instant));
         let why = match (peer.announced, leg) {
             (None, _) => "connected",
+            (Some(_), None) if idle => "idle: no traffic lately",
             (Some(_), None) => "no way left that answers",
             (Some(old), Some(new)) if old.channel.is_none() && new.channel.is_some() => {
                 "the direct path went silent"
@@ -442,6 +446,7 @@ impl Node {
         peer.announced = leg;
         let path = snapshot::path_kind(peer);
         out.notices.push_back(Notice::Path { peer: peer.name.clone(), path, why: why.to_owned() });
+        leg.is_some()
     }
 
     fn tick_sessions(&mut self, now: Now, out: &mut Output) {
@@ -465,10 +470,10 @@ impl Node {
 
     /// Certificates end and are taken back while sessions run.
     fn audit_certificates(&mut self, now: Now, out: &mut Output) {
-        let anchor = &self.me.anchor;
+        // Their signatures were checked when they came; only time and revocation can change what they are worth.
         let revocations = &self.revocations;
         let believed = |certificate: &Certificate| {
-            !revocations.contains(&certificate.serial) && anchor.verify(&certificate.der, now.unix).is_ok()
+            !revocations.contains(&certificate.serial) && now.unix <= certificate.not_after
         };
         let doomed: Vec<PeerId> = self
             .peers

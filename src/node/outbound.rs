@@ -50,7 +50,7 @@ impl Node {
     /// Seals `packet` for `id`, of which `len` bytes count, and sends it, or keeps it.
     fn send(&mut self, id: PeerId, packet: &[u8], len: usize, now: Now, out: &mut Output) {
         let Some(peer) = self.peers.get_mut(id) else { return };
-        match peer.leg() {
+        match peer.ready_leg(now.instant) {
             Some(leg) => {
                 let sealed = seal(peer, leg, packet, out);
                 if matches!(sealed, Sealed::Data(_)) {
@@ -72,7 +72,7 @@ impl Node {
     /// Sends what waited for a path, now that there is one.
     pub(super) fn send_kept(&mut self, id: PeerId, now: Now, out: &mut Output) {
         let Some(peer) = self.peers.get_mut(id) else { return };
-        let Some(leg) = peer.leg().filter(|_| peer.has_kept()) else { return };
+        let Some(leg) = peer.ready_leg(now.instant).filter(|_| peer.has_kept()) else { return };
         while let Some(packet) = peer.next_kept(now.instant) {
             if matches!(seal(peer, leg, &packet, out), Sealed::Data(_)) {
                 peer.tx_bytes += packet.len() as u64;
@@ -87,7 +87,8 @@ impl Node {
     pub(super) fn flush_session(&mut self, id: PeerId, now: Now, out: &mut Output) {
         let mtu = self.config.mtu;
         let Some(peer) = self.peers.get_mut(id) else { return };
-        let Some(leg) = peer.leg() else { return };
+        let Some(leg) = peer.leg().filter(|_| peer.session.is_established()) else { return };
+        let before = out.outbox.sends().len();
         let room = (mtu + session::PADDING + session::OVERHEAD).max(HANDSHAKE_LEN);
         loop {
             let sent =
@@ -95,13 +96,16 @@ impl Node {
             let Some(n) = sent else { break };
             peer.tx_bytes += n.saturating_sub(session::OVERHEAD) as u64;
         }
-        if let Some(path) = peer.path_mut() {
+        if out.outbox.sends().len() > before
+            && let Some(path) = peer.path_mut()
+        {
             path.handle_sent(leg, now.instant);
         }
     }
 
     /// Nobody owns the destination: a member that we have nothing to do with yet, or nobody at all.
-    fn handle_unrouted(&mut self, to: std::net::IpAddr, packet: &[u8], now: Now, out: &mut Output) {
+    fn handle_unrouted(&mut self, to: std::net::IpAddr, packet: &mut [u8], now: Now, out: &mut Output) {
+        let _ = ip::clamp_mss(packet, SAFE_MSS);
         if !self.config.overlay.iter().any(|net| net.contains(to)) || self.me.addrs.contains(to) {
             self.counters.no_route += 1;
             return;

@@ -14,6 +14,7 @@ use crate::identity::names::MemberName;
 use crate::nat::behavior::Profile;
 use crate::path::Path;
 use crate::path::leg::Leg;
+use crate::tunnel::session::HANDSHAKE_LEN;
 use crate::tunnel::session::Session;
 use crate::tunnel::session::SessionIndex;
 
@@ -21,6 +22,9 @@ use crate::tunnel::session::SessionIndex;
 const MAX_WAITING: usize = 32;
 /// A packet that waited longer is of no use to anybody.
 const WAITS_FOR: Duration = Duration::from_secs(3);
+/// The answer to a handshake that rode on an introduction comes within this, or packets start another. Beginning one
+/// earlier would make boringtun forget the first, and two members that ask at once would cross for ever.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
 /// Introductions of one peer that are still looked up by name.
 const MAX_ATTEMPTS: usize = 8;
 
@@ -47,6 +51,7 @@ pub struct Peer {
     pub announced: Option<Leg>,
     index: SessionIndex,
     waiting: VecDeque<(Instant, Vec<u8>)>,
+    initiated: Option<Instant>,
     attempts: VecDeque<AttemptId>,
 }
 
@@ -89,6 +94,7 @@ impl Peer {
             announced: None,
             index,
             waiting: VecDeque::new(),
+            initiated: None,
             attempts: VecDeque::new(),
         }
     }
@@ -108,6 +114,21 @@ impl Peer {
             Kind::Mesh(mesh) => Some(&mut mesh.path),
             Kind::Stock { .. } => None,
         }
+    }
+
+    /// Where packets to it leave: [`Self::leg`], unless the session is about to come up.
+    #[must_use]
+    pub fn ready_leg(&self, now: Instant) -> Option<Leg> {
+        let soon = self.initiated.is_some_and(|at| now < at + ANSWERED_WITHIN);
+        self.leg().filter(|_| self.session.is_established() || !soon)
+    }
+
+    /// A handshake message to ride on an introduction.
+    pub fn initiate(&mut self, now: Instant) -> Vec<u8> {
+        let mut buffer = [0; HANDSHAKE_LEN];
+        let len = self.session.initiate(&mut buffer, true).unwrap_or(0);
+        self.initiated = Some(now);
+        buffer.get(..len).unwrap_or_default().to_vec()
     }
 
     /// Keeps a packet until there is a path; the oldest goes when there are too many. True if one had to go.

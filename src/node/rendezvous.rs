@@ -30,7 +30,6 @@ use crate::path::Introduction;
 use crate::path::RelayGrant;
 use crate::punch::keys::Side;
 use crate::punch::plan;
-use crate::tunnel::session::HANDSHAKE_LEN;
 use crate::wire::broker::FromBroker;
 use crate::wire::broker::MemberRecord;
 use crate::wire::broker::Offer;
@@ -114,9 +113,18 @@ impl Node {
     }
 
     /// The link is down. Tunnels and paths go on without it.
-    pub fn handle_link_down(&mut self, why: String, out: &mut Output) {
+    pub fn handle_link_down(&mut self, why: String, now: Now, out: &mut Output) {
         if self.link.is_up() {
             out.notices.push_back(Notice::Broker { connected: false, what: why.clone() });
+        }
+        // Nobody will answer what was asked over it.
+        let asked = std::mem::take(&mut self.link.pending);
+        for pending in asked.into_values() {
+            if let Pending::Connect(id) = pending
+                && let Some(path) = self.peers.get_mut(id).and_then(Peer::path_mut)
+            {
+                path.handle_refused("the connection to the broker broke".to_owned(), now.instant);
+            }
         }
         self.link = Link { problem: Some(why), ..Link::default() };
         self.registrations.clear();
@@ -168,7 +176,6 @@ impl Node {
         let Some(peer) = self.peers.get_mut(id) else { return };
         let name = peer.name.clone();
         let offline = self.directory.get(&name).is_some_and(|known| !known.online);
-        let established = peer.session.is_established();
         let Some(path) = peer.path_mut() else { return };
         if !is_up {
             let why = "no broker can be reached, and the peer must be introduced by one".to_owned();
@@ -178,9 +185,9 @@ impl Node {
             return path.handle_refused("the peer is not connected to the broker".to_owned(), now.instant);
         }
         path.handle_asked(now.instant);
-        let mut buffer = [0; HANDSHAKE_LEN];
-        let noise = if established { None } else { peer.session.initiate(&mut buffer, true) };
-        let noise = noise.and_then(|n| buffer.get(..n)).unwrap_or_default().to_vec();
+        // Also when there is a session: the peer may have started anew and forgotten it, which WireGuard alone would
+        // notice after 15 s.
+        let noise = peer.initiate(now.instant);
         let connect = |request| ToBroker::Connect { request, target: Target::Name(name), noise };
         self.request(Pending::Connect(id), connect, out);
     }
@@ -223,9 +230,8 @@ impl Node {
         }
     }
 
-    /// A registration was answered: perhaps we learnt something about our NAT.
-    pub(super) fn on_registered(&mut self, out: &mut Output) {
-        self.local.udp_blocked = false;
+    /// A registration was answered, or a bind at a relay: perhaps we learnt something about our NAT.
+    pub(super) fn learn_mapping(&mut self, out: &mut Output) {
         let Some(mapped) = self.registrations.iter().find_map(Registration::mapped) else { return };
         let local = self.hosts.iter().find(|host| host.ip() == mapped.ip() && host.port() == mapped.port());
         let relay = self.peers.iter().find_map(|(_, peer)| match &peer.kind {
@@ -332,8 +338,10 @@ impl Node {
                 self.pump(id, now, out);
             }
             Some(Pending::LookUp(addr)) => {
-                let _ = self.unknown.remove(&addr);
-                self.counters.no_route += 1;
+                // The entry stays until it expires, so that not every packet asks again.
+                if let Some((_, waiting)) = self.unknown.get_mut(&addr) {
+                    self.counters.no_route += std::mem::take(waiting).len() as u64;
+                }
             }
             Some(Pending::Renew) => tracing::warn!(?why, text, "the broker did not renew our certificate"),
             Some(Pending::List) | None => tracing::debug!(?why, text, "the broker refused something"),

@@ -23,6 +23,9 @@ const REVIVING: Duration = ms(5000);
 const FORGET_AFTER: Duration = ms(120_000);
 /// Lost probes in a row, with nothing else heard either, that make a way dead.
 const DEAD_AFTER: u32 = 3;
+/// Lost probes in a row, with the peer still heard, that make a way dead: what leaves does not arrive. More than
+/// [`DEAD_AFTER`], because a way that loses a third of all round trips is still better than none.
+const DEAF_AFTER: u32 = 6;
 /// Probes that `loss` looks back on.
 const WINDOW: usize = 20;
 
@@ -45,7 +48,10 @@ pub struct Health {
     srtt: Option<Duration>,
     outstanding: VecDeque<(TransactionId, Instant)>,
     history: VecDeque<bool>,
+    /// Lost since something was heard.
     lost_in_row: u32,
+    /// Lost since one was answered.
+    unanswered: u32,
     heard: Instant,
     probed: Option<Instant>,
     waiting_since: Option<Instant>,
@@ -61,6 +67,7 @@ impl Health {
             outstanding: VecDeque::new(),
             history: VecDeque::with_capacity(WINDOW),
             lost_in_row: 0,
+            unanswered: 0,
             heard: now,
             probed: None,
             waiting_since: None,
@@ -79,6 +86,8 @@ impl Health {
         // RFC 6298 2.3: alpha = 1/8.
         self.srtt = Some(self.srtt.map_or(rtt, |srtt| (srtt * 7 + rtt) / 8));
         self.proven = true;
+        self.lost_in_row = 0;
+        self.unanswered = 0;
         self.on_heard(now);
     }
 
@@ -92,11 +101,14 @@ impl Health {
         Some(rtt)
     }
 
-    /// Something authentic came this way.
+    /// Something authentic came this way. A dead way is not revived by that, only probed at once: it may have died in
+    /// the other direction alone.
     pub fn on_heard(&mut self, now: Instant) {
         self.heard = now;
-        self.lost_in_row = 0;
         self.waiting_since = None;
+        if !self.is_dead() {
+            self.lost_in_row = 0;
+        }
     }
 
     /// Traffic left this way.
@@ -104,9 +116,17 @@ impl Health {
         self.waiting_since.get_or_insert(now);
     }
 
-    /// Counts probes that will not be answered any more. True when that kills the way.
-    pub fn expire(&mut self, now: Instant) -> bool {
-        let was_dead = self.is_dead();
+    /// The peer sends its traffic by a worse way. Unless this one was heard a moment ago, it has given it up: so do we,
+    /// until our next probe, which leaves now, is answered.
+    pub fn on_deserted(&mut self, now: Instant) {
+        if now >= self.heard + SUSPICIOUS_AFTER && !self.is_dead() {
+            self.lost_in_row = DEAD_AFTER;
+            self.probed = None;
+        }
+    }
+
+    /// Counts probes that will not be answered any more.
+    pub fn expire(&mut self, now: Instant) {
         let patience = self.patience();
         while let Some((_, sent)) = self.outstanding.front()
             && *sent + patience <= now
@@ -115,8 +135,8 @@ impl Health {
             self.outstanding.pop_front();
             self.record(false);
             self.lost_in_row += u32::from(after_heard);
+            self.unanswered += 1;
         }
-        self.is_dead() && !was_dead
     }
 
     /// When the next probe should leave.
@@ -124,7 +144,8 @@ impl Health {
     pub fn next_probe(&self, duty: Duty) -> Instant {
         let Some(probed) = self.probed else { return self.heard };
         if self.is_dead() {
-            return probed + REVIVING;
+            let gap = if self.heard > probed { URGENT } else { REVIVING };
+            return probed + gap;
         }
         let regular = match duty {
             Duty::Carrying => probed + CARRYING,
@@ -133,7 +154,7 @@ impl Health {
         let suspicious = SUSPICIOUS_AFTER.max(self.srtt.unwrap_or_default() * 2);
         match self.waiting_since {
             Some(since) => regular.min((since + suspicious).max(probed + URGENT)),
-            None if self.lost_in_row > 0 => regular.min(probed + URGENT),
+            None if self.unanswered > 0 => regular.min(probed + URGENT),
             None => regular,
         }
     }
@@ -147,7 +168,7 @@ impl Health {
     /// Nobody answers here any more.
     #[must_use]
     pub fn is_dead(&self) -> bool {
-        self.lost_in_row >= DEAD_AFTER
+        self.lost_in_row >= DEAD_AFTER || self.unanswered >= DEAF_AFTER
     }
 
     /// Dead for so long that it is not worth a probe.
@@ -200,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_silent_way_under_traffic_is_dead_within_two_seconds_and_revives_on_one_word() {
+    fn a_silent_way_under_traffic_is_dead_within_two_seconds_and_revives_on_one_answer() {
         let t0 = origin();
         let mut h = Health::new(t0);
         h.on_round_trip(ms(40), t0);
@@ -208,7 +229,7 @@ mod tests {
         let (mut now, mut id) = (t0, 0);
         while !h.is_dead() {
             now = h.next_probe(Duty::Carrying).min(h.next_expiry().unwrap_or(now + KEEPING)).max(now);
-            let _ = h.expire(now);
+            h.expire(now);
             if h.next_probe(Duty::Carrying) <= now && !h.is_dead() {
                 id += 1;
                 h.on_probe(transaction(id), now);
@@ -216,7 +237,11 @@ mod tests {
         }
         assert!(now - t0 < ms(2000), "dead after {:?}", now - t0);
         assert!((3..=6).contains(&id), "{id} probes");
+        h.on_probe(transaction(99), now);
         h.on_heard(now + ms(1));
+        assert!(h.is_dead(), "the peer's words do not say that ours arrive");
+        assert_eq!(h.next_probe(Duty::Carrying), now + URGENT, "but that is asked soon");
+        assert!(h.on_answer(transaction(99), now + ms(2)).is_some());
         assert!(!h.is_dead());
     }
 
@@ -243,7 +268,7 @@ mod tests {
         for i in 0..3 {
             let _ = h.on_answer(transaction(i), t0 + ms(10));
         }
-        let _ = h.expire(t0 + ms(3000));
+        h.expire(t0 + ms(3000));
         assert_eq!(h.loss(), Some(0.25));
         assert!(!h.is_dead());
     }
@@ -255,9 +280,42 @@ mod tests {
         for i in 0..3 {
             h.on_probe(transaction(i), t0);
         }
-        assert!(h.expire(t0 + ms(5000)));
+        h.expire(t0 + ms(5000));
+        assert!(h.is_dead());
         assert!(!h.is_forgotten(t0 + ms(5000)));
         assert!(h.is_forgotten(t0 + FORGET_AFTER));
+    }
+
+    #[test]
+    fn a_way_on_which_the_peer_is_heard_but_never_answers_is_dead_too() {
+        let t0 = origin();
+        let mut h = Health::new(t0);
+        h.on_round_trip(ms(40), t0);
+        let mut now = t0;
+        for i in 0..DEAF_AFTER {
+            assert!(!h.is_dead());
+            h.on_probe(transaction(u8::try_from(i).unwrap()), now);
+            h.on_heard(now + ms(100));
+            now += ms(300);
+            h.expire(now);
+        }
+        assert!(h.is_dead());
+    }
+
+    #[test]
+    fn a_way_that_the_peer_left_is_left_until_a_probe_is_answered() {
+        let t0 = origin();
+        let mut h = Health::new(t0);
+        h.on_probe(transaction(1), t0);
+        h.on_round_trip(ms(40), t0);
+        h.on_deserted(t0 + ms(499));
+        assert!(!h.is_dead(), "its messages may have crossed");
+        h.on_deserted(t0 + ms(500));
+        assert!(h.is_dead());
+        assert!(h.next_probe(Duty::Carrying) <= t0 + ms(500));
+        h.on_probe(transaction(2), t0 + ms(500));
+        assert!(h.on_answer(transaction(2), t0 + ms(540)).is_some());
+        assert!(!h.is_dead());
     }
 
     fn transaction(i: u8) -> TransactionId {

@@ -6,8 +6,9 @@
 //! relay too, so round trip and loss are measured end to end.
 //!
 //! Invariants:
-//! * Only authentic messages make, move or prove a way. An address from which the peer's own check came may carry at
-//!   once (that saves half a round trip on the first packet); it is dropped again if our checks stay unanswered.
+//! * Only authentic messages make, move or prove a way, and each only once: a check that is seen again is a replay. An
+//!   address from which the peer's own check came may carry at once where nothing better does (that saves half a round
+//!   trip on the first packet); it is dropped again if our checks stay unanswered.
 //! * Evidence promotes, distress demotes; time alone does neither. Between two direct ways a switch needs a margin.
 //! * A lost path never costs the session: keys and counters live in the tunnel, not here.
 //! * The relay stays bound while there is traffic, so falling back costs a probe timeout and no introduction.
@@ -40,7 +41,9 @@ use crate::path::health::Health;
 use crate::path::leg::Leg;
 use crate::punch::attempt::Attempt;
 use crate::punch::keys::Check;
+use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
+use crate::punch::keys::Seen;
 use crate::punch::keys::Side;
 use crate::punch::plan;
 use crate::relay::client as relay;
@@ -52,7 +55,8 @@ use crate::wire::stun::TransactionId;
 pub const MAX_WAYS: usize = 8;
 /// Relay sessions per peer: the one in use and those of newer introductions.
 pub const MAX_RELAYED: usize = 3;
-/// Introductions whose keys are still believed: both sides may ask at once, twice.
+/// Introductions whose keys are believed even if no way uses them: both sides may ask at once, twice, and each may keep
+/// the other one's.
 pub const MAX_INTRODUCTIONS: usize = 4;
 /// Without traffic for this long a path is not worth keeping open.
 pub const IDLE_AFTER: Duration = Duration::from_secs(300);
@@ -140,6 +144,8 @@ pub enum Carrier<'a> {
 pub struct Path {
     peer: WgPublic,
     polite: bool,
+    numbers: Numbers,
+    believed: Vec<Believed>,
     attempts: Vec<Attempt>,
     ways: Vec<Way>,
     relayed: Vec<Relayed>,
@@ -149,6 +155,13 @@ pub struct Path {
     trouble: Option<String>,
     last_tally: Option<(usize, usize, usize)>,
     orders: VecDeque<StreamOrder>,
+}
+
+/// An introduction whose keys the peer may use.
+#[derive(Debug)]
+struct Believed {
+    keys: PairKeys,
+    seen: Seen,
 }
 
 #[derive(Debug)]
@@ -186,6 +199,8 @@ impl Path {
         Self {
             peer,
             polite: own > peer,
+            numbers: Numbers::default(),
+            believed: Vec::new(),
             attempts: Vec::new(),
             ways: Vec::new(),
             relayed: Vec::new(),
@@ -210,17 +225,23 @@ impl Path {
         }
     }
 
-    /// An authentic message of the peer's tunnel came by `leg`. True if that says something new (a way that carries now).
+    /// An authentic message of the peer's tunnel came by `leg`.
     pub fn handle_heard(&mut self, leg: Leg, now: Instant) {
+        if leg.channel.is_some()
+            && let Some(direct) = self.carrier.filter(|carrier| carrier.channel.is_none())
+            && let Some(health) = self.health_mut(direct)
+        {
+            health.on_deserted(now);
+        }
+        self.heard(leg, now);
+    }
+
+    fn heard(&mut self, leg: Leg, now: Instant) {
         if let Some(relayed) = self.relayed.iter_mut().find(|r| r.is_bound_to(leg)) {
             relayed.met = true;
         }
         if let Some(health) = self.health_mut(leg) {
-            let revived = health.is_dead();
             health.on_heard(now);
-            if revived || self.carrier.is_none() {
-                self.reconsider();
-            }
         }
     }
 
@@ -241,16 +262,16 @@ impl Path {
     }
 
     /// The local network changed: no way can be trusted to work as before, each is probed at once.
-    pub fn handle_network_change(&mut self, now: Instant) {
-        for health in self
-            .ways
-            .iter_mut()
-            .map(|w| &mut w.health)
-            .chain(self.relayed.iter_mut().filter_map(|r| r.bound.as_mut().map(|(_, h)| h)))
-        {
-            health.on_sent(now - Duration::from_secs(1));
+    pub fn handle_network_change(&mut self, ctx: &mut Ctx<'_>) {
+        let now = ctx.now.instant;
+        for health in self.healths_mut() {
+            health.on_sent(now.checked_sub(Duration::from_secs(1)).unwrap_or(now));
+        }
+        for relayed in &mut self.relayed {
+            relayed.side.handle_doubt(ctx.now);
         }
         self.handle_change(now);
+        self.drive(ctx);
     }
 
     /// The broker introduced us.
@@ -268,6 +289,7 @@ impl Path {
         if self.attempts.len() == MAX_INTRODUCTIONS {
             self.attempts.remove(0);
         }
+        self.believe(keys.clone());
         self.attempts.push(Attempt::new(keys.clone(), targets, now));
         self.effort = self.effort.introduced();
         self.bind(&introduction.relays, &keys, ctx);
@@ -284,9 +306,9 @@ impl Path {
     ) -> bool {
         let Some((keys, check)) = self.judge(attempt, received) else { return false };
         let now = ctx.now.instant;
-        self.handle_heard(leg, now);
         match check {
             Check::Request(transaction) => {
+                self.heard(leg, now);
                 leg.push(ctx.outbox, &keys.success(transaction, leg.to));
                 if leg.channel.is_none() {
                     self.meet(leg, &keys, now);
@@ -295,7 +317,10 @@ impl Path {
                     }
                 }
             }
-            Check::Success(transaction, _) => self.answered(leg, &keys, transaction, now),
+            Check::Success(transaction, _) if self.answered(leg, &keys, transaction, now) => {
+                self.heard(leg, now);
+            }
+            Check::Success(..) => return false,
         }
         self.settle(ctx);
         true
@@ -337,15 +362,8 @@ impl Path {
     pub fn handle_timeout(&mut self, ctx: &mut Ctx<'_>) {
         let now = ctx.now.instant;
         self.effort = self.effort.expire(now);
-        let mut died = false;
         for health in self.healths_mut() {
-            died |= health.expire(now);
-        }
-        if died {
-            self.reconsider();
-            if !self.carrier.is_some_and(|leg| leg.channel.is_none()) {
-                self.effort = self.effort.refreshed(now);
-            }
+            health.expire(now);
         }
         self.finish_attempts(now);
         self.forget(now);
@@ -357,18 +375,16 @@ impl Path {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let attempts = self.attempts.iter().filter_map(Attempt::poll_timeout);
         let over = self.attempts.iter().map(|a| a.started() + crate::punch::attempt::DEADLINE);
-        let probes = self.legs().map(|(leg, health)| {
-            health
-                .next_probe(self.duty(leg))
-                .min(health.next_expiry().unwrap_or(health.next_probe(self.duty(leg))))
+        let probes = self.legs().flat_map(|(leg, health)| {
+            [Some(health.next_probe(self.duty(leg))), health.next_expiry()].into_iter().flatten()
         });
         let relays = self.relayed.iter().filter_map(|r| r.side.poll_timeout());
+        // Nothing is asked for a path that is direct, or idle by then: such a deadline would never be met.
         let effort = self.wanted.and_then(|wanted| {
-            let waits = matches!(self.effort, Effort::Resting { .. }) && self.is_direct();
-            self.effort
-                .deadline()
-                .filter(|at| !waits && *at < wanted + IDLE_AFTER)
-                .map(|at| at + self.patience())
+            let rests = matches!(self.effort, Effort::Resting { .. });
+            let patience = if rests { self.patience() } else { Duration::ZERO };
+            let at = self.effort.deadline()? + patience;
+            (!(rests && self.is_direct()) && at < wanted + IDLE_AFTER).then_some(at)
         });
         let idle = self
             .wanted
@@ -464,7 +480,7 @@ impl Path {
     /// [`Self::probe_answered`].
     pub fn probe(&mut self, ctx: &mut Ctx<'_>) -> Option<TransactionId> {
         let leg = self.carrier?;
-        let id = TransactionId(ctx.rng.bytes());
+        let id = self.numbers.next(ctx.rng);
         let keys = self.keys_of(leg)?.clone();
         leg.push(ctx.outbox, &keys.request(id, 0));
         self.health_mut(leg)?.on_probe(id, ctx.now.instant);
@@ -488,34 +504,50 @@ impl Path {
     pub fn close(&mut self) {
         self.ways.clear();
         self.attempts.clear();
+        self.believed.clear();
         for mut old in std::mem::take(&mut self.relayed) {
             self.release(&mut old);
         }
         self.carrier = None;
     }
 
-    fn judge(&self, attempt: AttemptId, received: &stun::Received<'_>) -> Option<(PairKeys, Check)> {
-        let keys = self
-            .attempts
-            .iter()
-            .map(Attempt::keys)
-            .chain(self.ways.iter().map(|w| &w.keys))
-            .chain(self.relayed.iter().map(|r| &r.keys))
-            .find(|keys| keys.attempt() == attempt)?;
-        Some((keys.clone(), keys.judge(received)?))
+    fn judge(&mut self, attempt: AttemptId, received: &stun::Received<'_>) -> Option<(PairKeys, Check)> {
+        let believed = self.believed.iter_mut().find(|b| b.keys.attempt() == attempt)?;
+        let check = believed.keys.judge(received)?;
+        if let Check::Request(request) = check
+            && !believed.seen.accept(request)
+        {
+            return None;
+        }
+        Some((believed.keys.clone(), check))
     }
 
-    /// A check of ours was answered by `leg`.
-    fn answered(&mut self, leg: Leg, keys: &PairKeys, transaction: TransactionId, now: Instant) {
+    /// Takes the keys of a new introduction; forgets the oldest that nothing uses any more.
+    fn believe(&mut self, keys: PairKeys) {
+        while self.believed.len() >= MAX_INTRODUCTIONS {
+            let in_use = |id: AttemptId| {
+                self.attempts.iter().any(|a| a.keys().attempt() == id)
+                    || self.ways.iter().any(|w| w.keys.attempt() == id)
+                    || self.relayed.iter().any(|r| r.keys.attempt() == id)
+            };
+            let Some(at) = self.believed.iter().position(|b| !in_use(b.keys.attempt())) else { break };
+            self.believed.remove(at);
+        }
+        self.believed.push(Believed { keys, seen: Seen::default() });
+    }
+
+    /// The peer answered by `leg`. False if that answers nothing that we asked there.
+    fn answered(&mut self, leg: Leg, keys: &PairKeys, transaction: TransactionId, now: Instant) -> bool {
         if let Some(way) = self.ways.iter_mut().find(|w| w.leg == leg)
             && way.full_size.is_answered_by(transaction)
         {
             way.full_size = FullSize::Passes;
+            return true;
         }
         if let Some(health) = self.health_mut(leg)
             && health.on_answer(transaction, now).is_some()
         {
-            return;
+            return true;
         }
         let found = self
             .attempts
@@ -523,15 +555,17 @@ impl Path {
             .filter(|a| a.keys().attempt() == keys.attempt())
             .find_map(|a| a.handle_success(transaction, now));
         // The answer must come from where the question went, or the way is not symmetric (RFC 8445 7.2.5.2.1).
-        if let Some(found) = found.filter(|found| found.to == leg.to && leg.channel.is_none()) {
-            self.meet(leg, keys, now);
-            if let Some(health) = self.health_mut(leg) {
-                health.on_round_trip(found.rtt, now);
-            }
-            self.effort = self.effort.succeeded(now);
-            self.trouble = None;
-            self.last_tally = None;
+        let Some(found) = found.filter(|found| found.to == leg.to && leg.channel.is_none()) else {
+            return false;
+        };
+        self.meet(leg, keys, now);
+        if let Some(health) = self.health_mut(leg) {
+            health.on_round_trip(found.rtt, now);
         }
+        self.effort = self.effort.succeeded(now);
+        self.trouble = None;
+        self.last_tally = None;
+        true
     }
 
     /// The peer is at `leg`: remember the way.
@@ -596,12 +630,12 @@ impl Path {
     fn drive(&mut self, ctx: &mut Ctx<'_>) {
         let now = ctx.now.instant;
         for attempt in &mut self.attempts {
-            while let Some(probe) = attempt.poll(now, ctx.rng) {
+            while let Some(probe) = attempt.poll(now, &mut self.numbers, ctx.rng) {
                 Leg::udp(probe.to).push(ctx.outbox, &probe.message);
             }
         }
         self.drive_relays(ctx);
-        self.reconsider();
+        self.reconsider(now);
         self.probe_ways(ctx);
     }
 
@@ -634,18 +668,17 @@ impl Path {
 
     fn probe_ways(&mut self, ctx: &mut Ctx<'_>) {
         let now = ctx.now.instant;
-        let active = self.is_active(now);
         let carrier = self.carrier;
-        let duty = |leg: Leg| if active && Some(leg) == carrier { Duty::Carrying } else { Duty::Standby };
+        let duty = |leg: Leg| if Some(leg) == carrier { Duty::Carrying } else { Duty::Standby };
         for way in &mut self.ways {
             if way.health.next_probe(duty(way.leg)) <= now {
-                let id = TransactionId(ctx.rng.bytes());
+                let id = self.numbers.next(ctx.rng);
                 way.leg.push(ctx.outbox, &way.keys.request(id, 0));
                 way.health.on_probe(id, now);
             }
             if way.health.is_proven()
                 && matches!(way.leg.via, Via::Udp(_))
-                && let Some(id) = way.full_size.next(now, ctx.rng)
+                && let Some(id) = way.full_size.next(now, &mut self.numbers, ctx.rng)
             {
                 ctx.outbox.push_unfragmented(
                     way.leg.via,
@@ -657,7 +690,7 @@ impl Path {
         for relayed in &mut self.relayed {
             let Some((leg, health)) = &mut relayed.bound else { continue };
             if health.next_probe(duty(*leg)) <= now {
-                let id = TransactionId(ctx.rng.bytes());
+                let id = self.numbers.next(ctx.rng);
                 leg.push(ctx.outbox, &relayed.keys.request(id, 0));
                 health.on_probe(id, now);
             }
@@ -685,7 +718,9 @@ impl Path {
     /// Drops what is no longer worth its probes.
     fn forget(&mut self, now: Instant) {
         let idle = !self.is_active(now);
-        let ways = self.ways.len() + self.relayed.len();
+        if idle {
+            self.believed.clear();
+        }
         self.ways.retain(|way| !idle && !way.health.is_forgotten(now));
         let (carrier, direct) = (self.carrier, self.is_direct());
         let keep = |r: &Relayed| {
@@ -699,9 +734,6 @@ impl Path {
         self.relayed = kept;
         for mut old in dropped {
             self.release(&mut old);
-        }
-        if self.ways.len() + self.relayed.len() != ways {
-            self.reconsider();
         }
     }
 
@@ -726,35 +758,38 @@ impl Path {
         for relayed in &mut self.relayed {
             relayed.sync(ctx.now.instant);
         }
-        self.reconsider();
         self.drive(ctx);
     }
 
-    /// Chooses what carries. Direct before relayed, proven before provisional; a direct way is left for another direct
-    /// one only by a margin.
-    fn reconsider(&mut self) {
-        let best_way = self
-            .ways
-            .iter()
-            .filter(|way| !way.health.is_dead())
-            .min_by_key(|way| (!way.health.is_proven(), way.health.rtt().unwrap_or(Duration::MAX)));
-        let current = self.ways.iter().find(|way| Some(way.leg) == self.carrier && !way.health.is_dead());
-        let direct = match (best_way, current) {
-            (Some(best), Some(current))
-                if current.health.is_proven() && !is_clearly_better(best, current) =>
-            {
-                Some(current.leg)
-            }
+    /// Chooses what carries: a proven direct way, a relay over which the peer was heard, a direct way that only the peer
+    /// has proven, a relay at which the peer may still turn up. A proven direct way is left for another by a margin only.
+    fn reconsider(&mut self, now: Instant) {
+        let alive = || self.ways.iter().filter(|way| !way.health.is_dead());
+        let rtt = |way: &&Way| way.health.rtt().unwrap_or(Duration::MAX);
+        let best = alive().filter(|way| way.health.is_proven()).min_by_key(rtt);
+        let current = alive().find(|way| Some(way.leg) == self.carrier && way.health.is_proven());
+        let proven = match (best, current) {
+            (Some(best), Some(current)) if !is_clearly_better(best, current) => Some(current.leg),
             (best, _) => best.map(|way| way.leg),
         };
-        let relay = self
-            .relayed
-            .iter()
-            .filter_map(|r| r.bound.as_ref().map(|(leg, health)| (r, leg, health)))
-            .filter(|(_, _, health)| !health.is_dead())
-            .max_by_key(|(r, _, _)| (r.met, r.born))
-            .map(|(_, leg, _)| *leg);
-        self.carrier = direct.or(relay);
+        let provisional = alive().max_by_key(|way| way.health.heard()).map(|way| way.leg);
+        let relay = |met: bool| {
+            let bound = self.relayed.iter().filter(|r| r.met == met);
+            let bound = bound.filter_map(|r| r.bound.as_ref().map(|(leg, health)| (r.born, leg, health)));
+            bound.filter(|(_, _, h)| !h.is_dead()).max_by_key(|(born, _, _)| *born).map(|(_, leg, _)| *leg)
+        };
+        let chosen = proven.or_else(|| relay(true)).or(provisional).or_else(|| relay(false));
+        let Some(old) = self.carrier.filter(|old| Some(*old) != chosen) else {
+            self.carrier = chosen;
+            return;
+        };
+        // What had worked is lost: earlier failures say nothing about now. What never worked is a failure of its own.
+        let worked = self.health(old).is_none_or(Health::is_proven);
+        let fell = old.channel.is_none() && chosen.is_some_and(|leg| leg.channel.is_some());
+        if worked && (fell || chosen.is_none()) {
+            self.effort = self.effort.refreshed(now);
+        }
+        self.carrier = chosen;
     }
 
     fn legs(&self) -> impl Iterator<Item = (Leg, &Health)> {
@@ -788,7 +823,7 @@ impl Path {
     }
 
     fn duty(&self, leg: Leg) -> Duty {
-        if self.wanted.is_some() && Some(leg) == self.carrier { Duty::Carrying } else { Duty::Standby }
+        if Some(leg) == self.carrier { Duty::Carrying } else { Duty::Standby }
     }
 
     fn patience(&self) -> Duration {
@@ -819,13 +854,13 @@ impl FullSize {
     }
 
     /// The next full-sized probe, if one is due.
-    fn next(&mut self, now: Instant, rng: &mut Rng) -> Option<TransactionId> {
+    fn next(&mut self, now: Instant, numbers: &mut Numbers, rng: &mut Rng) -> Option<TransactionId> {
         let Self::Unknown { tries, last } = self else { return None };
         let waited = last.is_none_or(|(_, at)| now >= at + Duration::from_secs(1));
         if *tries >= FULL_SIZE_TRIES || !waited {
             return None;
         }
-        let id = TransactionId(rng.bytes());
+        let id = numbers.next(rng);
         *tries += 1;
         *last = Some((id, now));
         Some(id)

@@ -5,6 +5,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::base::rng::Rng;
+use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
 use crate::wire::stun::TransactionId;
 
@@ -40,7 +41,8 @@ pub struct Attempt {
 struct Check {
     to: SocketAddr,
     first: Instant,
-    sent: Vec<(TransactionId, Instant)>,
+    /// When each probe left, until it is answered.
+    sent: Vec<(TransactionId, Option<Instant>)>,
     answered: bool,
 }
 
@@ -89,19 +91,20 @@ impl Attempt {
         }
     }
 
-    /// An authentic answer came. `None` if it answers nothing that is under way.
+    /// An authentic answer came. `None` if it answers nothing that is under way; no probe is answered twice.
     pub fn handle_success(&mut self, transaction: TransactionId, now: Instant) -> Option<Answered> {
         for check in &mut self.checks {
-            let Some((_, at)) = check.sent.iter().find(|(id, _)| *id == transaction) else { continue };
+            let Some((_, at)) = check.sent.iter_mut().find(|(id, _)| *id == transaction) else { continue };
+            let at = at.take()?;
             self.answers += usize::from(!check.answered);
             check.answered = true;
-            return Some(Answered { to: check.to, rtt: now.saturating_duration_since(*at) });
+            return Some(Answered { to: check.to, rtt: now.saturating_duration_since(at) });
         }
         None
     }
 
     /// The next probe, if one is due.
-    pub fn poll(&mut self, now: Instant, rng: &mut Rng) -> Option<Probe> {
+    pub fn poll(&mut self, now: Instant, numbers: &mut Numbers, rng: &mut Rng) -> Option<Probe> {
         if now < self.paced || self.is_over(now) {
             return None;
         }
@@ -111,8 +114,8 @@ impl Attempt {
             .iter_mut()
             .filter(|check| check.due().is_some_and(|due| due <= now))
             .min_by_key(|check| check.due())?;
-        let transaction = TransactionId(rng.bytes());
-        check.sent.push((transaction, now));
+        let transaction = numbers.next(rng);
+        check.sent.push((transaction, Some(now)));
         self.paced = now + PACE;
         self.probes += 1;
         Some(Probe { to: check.to, message: keys.request(transaction, 0) })
@@ -193,12 +196,13 @@ mod tests {
         let t0 = origin();
         let to = SocketAddr::from(([192, 0, 2, 1], 9));
         let mut attempt = Attempt::new(keys(), vec![to], t0);
-        let mut rng = Rng::new(Seed([0; 32]));
-        assert!(attempt.poll(t0, &mut rng).is_some());
+        let (mut numbers, mut rng) = (Numbers::default(), Rng::new(Seed([0; 32])));
+        assert!(attempt.poll(t0, &mut numbers, &mut rng).is_some());
         let id = attempt.checks[0].sent[0].0;
         assert_eq!(attempt.handle_success(TransactionId([0; 12]), t0), None);
         let answered = attempt.handle_success(id, t0 + ms(40));
         assert_eq!(answered, Some(Answered { to, rtt: ms(40) }));
+        assert_eq!(attempt.handle_success(id, t0 + ms(50)), None, "the same answer again");
         assert_eq!(attempt.poll_timeout(), None);
     }
 
@@ -209,16 +213,17 @@ mod tests {
         let from = SocketAddr::from(([192, 0, 2, 77], 1024));
         attempt.handle_request(from, t0);
         attempt.handle_request(from, t0);
-        let probe = attempt.poll(t0, &mut Rng::new(Seed([0; 32]))).unwrap();
+        let mut rng = Rng::new(Seed([0; 32]));
+        let probe = attempt.poll(t0, &mut Numbers::default(), &mut rng).unwrap();
         assert_eq!(probe.to, from);
         assert_eq!(attempt.tally(), (1, 1, 0));
     }
 
     fn drain(attempt: &mut Attempt, t0: Instant) -> Vec<(Instant, Probe)> {
-        let mut rng = Rng::new(Seed([0; 32]));
+        let (mut numbers, mut rng) = (Numbers::default(), Rng::new(Seed([0; 32])));
         let (mut now, mut sent) = (t0, Vec::new());
         while !attempt.is_over(now) {
-            while let Some(probe) = attempt.poll(now, &mut rng) {
+            while let Some(probe) = attempt.poll(now, &mut numbers, &mut rng) {
                 sent.push((now, probe));
             }
             let Some(next) = attempt.poll_timeout() else { break };

@@ -213,8 +213,10 @@ impl Session {
             TunnResult::Err(_) => Opened::Rejected,
         };
         match opened {
-            Opened::Packet(_) | Opened::Nothing => self.established = true,
-            // Only the answer to a response proves the session: a keep-alive, a data message.
+            Opened::Packet(_) => self.established = true,
+            // A keep-alive proves the session; a cookie (type 3), which also opens into nothing, does not.
+            Opened::Nothing => self.established |= message.first() == Some(&4),
+            // Only the answer to a response does: a keep-alive of ours.
             Opened::Answer(n) => self.established |= n == OVERHEAD,
             Opened::Rejected => {}
         }

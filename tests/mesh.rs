@@ -1,0 +1,313 @@
+//! Members meet in an internet in memory: real nodes, a real broker and a real relay, jumping time.
+//!
+//! WireGuard's own timers, inside boringtun, read the real clock and so stand still here: what they would repair (a lost
+//! handshake message) is left to the tests in namespaces.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that cannot go on fails")]
+
+mod world;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use boringtun::noise::Tunn;
+use boringtun::noise::TunnResult;
+use boringtun::x25519;
+use proptest::prelude::*;
+
+use ntcp_overlay::base::id::SocketId;
+use ntcp_overlay::base::id::StreamId;
+use ntcp_overlay::base::transmit::Via;
+use ntcp_overlay::identity::keys::WgSecret;
+use ntcp_overlay::identity::revocation::RevocationList;
+use ntcp_overlay::node::StockPeer;
+use ntcp_overlay::node::status::PathKind;
+use ntcp_overlay::punch::attempt;
+use ntcp_overlay::wire::demux;
+
+use world::BROKER_RTT;
+use world::Seen;
+use world::Who;
+use world::World;
+use world::machine::ipv4;
+use world::ms;
+use world::nat::OPEN;
+use world::nat::PORT_RESTRICTED;
+use world::nat::SYMMETRIC;
+use world::secs;
+use world::server;
+
+/// Answered within so many round trips to the broker.
+const FIRST_ANSWER: f64 = 3.0;
+
+#[test]
+fn two_members_behind_port_restricted_nats_are_direct_and_the_first_packet_is_answered_in_three_round_trips() {
+    let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
+    let took = world.ask(anna, bert, secs(5)).unwrap();
+    let trips = took.as_secs_f64() / BROKER_RTT.as_secs_f64();
+    println!("first answer after {trips:.2} broker round trips ({took:?})");
+    assert!(trips <= FIRST_ANSWER, "{trips}");
+    world.run(secs(1));
+    assert!(world.is_direct(anna, bert));
+    assert_eq!(world.ask(anna, bert, secs(1)), Some(ms(80)), "the direct round trip");
+}
+
+#[test]
+fn two_members_behind_symmetric_nats_are_relayed_and_told_why() {
+    let (mut world, anna, bert) = World::pair(SYMMETRIC, SYMMETRIC);
+    let took = world.ask(anna, bert, secs(5)).unwrap();
+    println!("first answer after {took:?}");
+    world.run(secs(8));
+    assert!(world.is_relayed(anna, bert));
+    for (who, of) in [(anna, bert), (bert, anna)] {
+        let peer = world.peer(who, of);
+        let why = peer.why.unwrap();
+        assert!(why.contains("another port for each destination"), "{why}");
+    }
+    let (answers, gap) = world.converse(anna, bert, secs(60));
+    assert_eq!(answers, 300, "nothing is lost while better ways are tried");
+    assert!(gap <= ms(250), "{gap:?}");
+}
+
+#[test]
+fn who_can_meet_directly_does_and_who_cannot_is_relayed() {
+    // The oracle, by RFC 4787's words alone: a side that maps per destination is found only by a peer whose filter lets
+    // the unforeseen port in.
+    for (a, b, direct) in [
+        (PORT_RESTRICTED, PORT_RESTRICTED, true),
+        (PORT_RESTRICTED, OPEN, true),
+        (OPEN, OPEN, true),
+        (OPEN, SYMMETRIC, true),
+        (SYMMETRIC, OPEN, true),
+        (PORT_RESTRICTED, SYMMETRIC, false),
+        (SYMMETRIC, PORT_RESTRICTED, false),
+        (SYMMETRIC, SYMMETRIC, false),
+    ] {
+        let (mut world, anna, bert) = World::pair(a, b);
+        let took = world.ask(anna, bert, secs(5));
+        assert!(took.is_some_and(|t| t <= ms(400)), "{a:?} {b:?}: {took:?}");
+        world.run(secs(1));
+        assert_eq!(world.is_direct(anna, bert), direct, "{a:?} {b:?}");
+        assert_eq!(world.is_relayed(anna, bert), !direct, "{a:?} {b:?}");
+    }
+}
+
+#[test]
+fn neighbours_behind_one_nat_without_hairpin_meet_on_their_lan() {
+    let mut world = World::new();
+    let nat = world.nat(PORT_RESTRICTED);
+    let (anna, bert) = (world.member("anna", Some(nat)), world.member("bert", Some(nat)));
+    world.switch_on(anna);
+    world.switch_on(bert);
+    world.run(secs(3));
+    assert!(world.ask(anna, bert, secs(5)).is_some());
+    world.run(secs(1));
+    assert_eq!(world.path(anna, bert), PathKind::DirectUdp(world.machines[bert.0].inside));
+    assert_eq!(world.ask(anna, bert, secs(1)), Some(ms(2)));
+}
+
+#[test]
+fn a_blocked_path_falls_back_to_the_relay_and_comes_back_without_losing_the_session() {
+    let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
+    assert!(world.ask(anna, bert, secs(5)).is_some());
+    let (answers, _) = world.converse(anna, bert, secs(10));
+    assert_eq!(answers, 50);
+    assert!(world.is_direct(anna, bert));
+    let index = session_index(&world, anna);
+
+    world.block(anna, bert, true);
+    let (_, gap) = world.converse(anna, bert, secs(10));
+    println!("fell back to the relay after a gap of {gap:?}");
+    assert!(gap <= ms(2500), "{gap:?}");
+    assert!(world.is_relayed(anna, bert));
+    let (answers, _) = world.converse(anna, bert, secs(20));
+    assert_eq!(answers, 100, "the relay carries everything, also while direct paths are tried");
+
+    world.block(anna, bert, false);
+    let before = world.now.instant;
+    let (answers, _) = world.converse(anna, bert, secs(20));
+    assert_eq!(answers, 100, "coming back loses nothing");
+    assert!(world.is_direct(anna, bert), "direct again {:?} after", world.now.instant - before);
+    assert_eq!(session_index(&world, anna), index, "one session all the time");
+}
+
+#[test]
+fn a_path_that_is_blocked_in_one_direction_does_not_flap() {
+    let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
+    assert!(world.ask(anna, bert, secs(5)).is_some());
+    world.run(secs(1));
+    let pair = (world.outside(anna), world.outside(bert));
+    world.blocked.insert(pair);
+    let (_, gap) = world.converse(anna, bert, secs(10));
+    assert!(gap <= ms(2500), "{gap:?}");
+    let (answers, gap) = world.converse(anna, bert, secs(120));
+    assert_eq!(answers, 600, "longest gap {gap:?}");
+    world.blocked.clear();
+    let _ = world.converse(anna, bert, secs(30));
+    assert!(world.is_direct(anna, bert));
+}
+
+#[test]
+fn members_whose_networks_block_udp_reach_each_other_by_streams_to_the_relay() {
+    for both in [false, true] {
+        let mut world = World::new();
+        let (na, nb) = (world.nat(PORT_RESTRICTED), world.nat(PORT_RESTRICTED));
+        let (anna, bert) = (world.member("anna", Some(na)), world.member("bert", Some(nb)));
+        world.machines[anna.0].no_udp = true;
+        world.machines[bert.0].no_udp = both;
+        world.switch_on(anna);
+        world.switch_on(bert);
+        world.run(secs(3));
+        let took = world.ask(anna, bert, secs(5)).unwrap();
+        println!("UDP blocked at {}: first answer after {took:?}", if both { "both" } else { "one" });
+        assert!(took <= ms(640), "{took:?}");
+        world.run(secs(1));
+        assert!(matches!(world.path(anna, bert), PathKind::Relay { tcp: true, .. }));
+        assert!(matches!(world.path(bert, anna), PathKind::Relay { tcp, .. } if tcp == both));
+        let why = world.peer(anna, bert).why.unwrap();
+        assert!(why.contains("lets no UDP out"), "{why}");
+        assert_eq!(world.converse(anna, bert, secs(60)).0, 300);
+    }
+}
+
+#[test]
+fn without_udp_and_without_streams_the_reason_is_told() {
+    let mut world = World::new();
+    let (na, nb) = (world.nat(PORT_RESTRICTED), world.nat(PORT_RESTRICTED));
+    let (anna, bert) = (world.member("anna", Some(na)), world.member("bert", Some(nb)));
+    (world.machines[anna.0].no_udp, world.machines[anna.0].no_tcp) = (true, true);
+    world.switch_on(anna);
+    world.switch_on(bert);
+    world.run(secs(3));
+    assert_eq!(world.ask(anna, bert, secs(30)), None);
+    assert_eq!(world.path(anna, bert), PathKind::None);
+    let peer = world.peer(anna, bert);
+    assert!(peer.why.is_some_and(|why| why.contains("UDP")), "{:?}", world.peer(anna, bert).why);
+}
+
+#[test]
+fn both_may_ask_at_once_and_stay_direct() {
+    let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
+    world.say(anna, bert, "ping a");
+    world.say(bert, anna, "ping b");
+    let took = world.run_until(secs(3), |w| w.heard(anna, "pong a") && w.heard(bert, "pong b")).unwrap();
+    assert!(took <= ms(240), "{took:?}");
+    world.run(secs(30));
+    let (answers, gap) = world.converse(anna, bert, secs(120));
+    assert_eq!(answers, 600, "longest gap {gap:?}");
+    assert!(world.is_direct(anna, bert));
+    for who in [anna, bert] {
+        let fell = world.machines[who.0].notices.iter().filter(|(_, n)| format!("{n:?}").contains("silent"));
+        assert_eq!(fell.count(), 0, "nobody took the direct path for dead");
+    }
+}
+
+#[test]
+fn a_member_that_starts_anew_is_reached_again_whoever_speaks_first() {
+    for (restarted_speaks, noticed) in [(true, true), (true, false), (false, true), (false, false)] {
+        let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
+        assert!(world.ask(anna, bert, secs(5)).is_some());
+        world.run(secs(5));
+        world.switch_off(bert, noticed);
+        world.run(ms(500));
+        world.switch_on(bert);
+        world.run(ms(500));
+        let (a, b) = if restarted_speaks { (bert, anna) } else { (anna, bert) };
+        let start = world.now.instant;
+        while world.ask(a, b, secs(1)).is_none() {
+            assert!(world.now.instant - start < secs(8), "{restarted_speaks} {noticed}");
+        }
+        println!(
+            "restarted speaks: {restarted_speaks}, noticed: {noticed}: healed after {:?}",
+            world.now.instant - start
+        );
+        assert_eq!(world.converse(b, a, secs(10)).0, 50);
+        world.run(secs(3));
+        assert!(world.is_direct(a, b));
+    }
+}
+
+#[test]
+fn a_member_that_moves_is_direct_again_from_its_new_place() {
+    let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
+    assert!(world.ask(anna, bert, secs(5)).is_some());
+    let _ = world.converse(anna, bert, secs(5));
+    let hotel = world.nat(PORT_RESTRICTED);
+    world.move_to(anna, Some(hotel), Ipv4Addr::new(192, 168, 1, 77));
+    let (_, gap) = world.converse(anna, bert, secs(10));
+    println!("moved: a gap of {gap:?}");
+    assert!(gap <= ms(2500), "{gap:?}");
+    assert!(world.is_direct(anna, bert));
+}
+
+#[test]
+fn a_nat_that_forgets_everything_costs_no_session() {
+    let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
+    assert!(world.ask(anna, bert, secs(5)).is_some());
+    let _ = world.converse(anna, bert, secs(5));
+    let index = session_index(&world, anna);
+    world.nats[0].reboot();
+    let (_, gap) = world.converse(anna, bert, secs(40));
+    println!("NAT rebooted: a gap of {gap:?}");
+    assert!(gap <= ms(3000), "{gap:?}");
+    assert!(world.is_direct(anna, bert));
+    assert_eq!(session_index(&world, anna), index);
+}
+
+#[test]
+fn loss_of_a_fifth_delays_the_meeting_but_does_not_prevent_it() {
+    let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
+    world.loss = 0.2;
+    let start = world.now.instant;
+    while world.ask(anna, bert, secs(1)).is_none() {
+        assert!(world.now.instant - start < secs(5));
+    }
+    let (answers, gap) = world.converse(anna, bert, secs(60));
+    println!("with 20 % loss each way {answers} of 300 were answered, longest gap {gap:?}");
+    assert!(answers >= 150, "{answers}");
+    world.loss = 0.0;
+    world.run(secs(5));
+    assert_eq!(world.converse(anna, bert, secs(10)).0, 50);
+    assert!(world.is_direct(anna, bert));
+}
+
+#[test]
+fn an_inner_packet_from_somebody_elses_address_is_dropped_and_counted() {
+    let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
+    assert!(world.ask(anna, bert, secs(5)).is_some());
+    let (now, to) = (world.now, world.machines[bert.0].addrs.v4);
+    for from in [Ipv4Addr::new(10, 77, 0, 9), Ipv4Addr::new(8, 8, 8, 8), to] {
+        let forged = ipv4(from.into(), to.into(), b"forged");
+        world.at_member(anna, |m| m.handle_packet(&forged, now));
+    }
+    world.run(secs(1));
+    assert!(!world.heard(bert, "forged"));
+    assert_eq!(world.snapshot(bert).counters.spoofed, 3);
+}
+
+#[test]
+fn a_revoked_member_is_dropped_by_everybody() {
+    let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
+    assert!(world.ask(anna, bert, secs(5)).is_some());
+    let serial = world.machines[anna.0].certificate.serial;
+    let list = RevocationList::default().next(world.now.unix, [serial]).unwrap();
+    let signed = world.authority.sign_revocations(&list);
+    let now = world.now;
+    world.server.revoke(list, signed, now);
+    world.switch_on(bert); // hears of it when it registers
+    world.run(secs(1));
+    assert_eq!(world.ask(anna, bert, secs(5)), None);
+    assert!(world.snapshot(bert).peers.is_empty());
+    assert_eq!(world.snapshot(bert).revocations, 1);
+}
+
+/// The index that the peer puts into its data messages for `who`: it names the session.
+fn session_index(world: &World, who: Who) -> u32 {
+    let site = world.outside(who);
+    let is_data = |seen: &&Seen| seen.to.ip() == site && seen.bytes.first() == Some(&4);
+    let last = world.wire.iter().rev().find(is_data).unwrap();
+    // The low 8 bits count handshakes.
+    u32::from_le_bytes(last.bytes[4..8].try_into().unwrap()) >> 8
+}
