@@ -43,7 +43,8 @@ use world::server;
 const FIRST_ANSWER: f64 = 3.0;
 
 #[test]
-fn two_members_behind_port_restricted_nats_are_direct_and_the_first_packet_is_answered_in_three_round_trips() {
+fn two_members_behind_port_restricted_nats_are_direct_and_the_first_packet_is_answered_in_three_round_trips()
+{
     let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
     let took = world.ask(anna, bert, secs(5)).unwrap();
     let trips = took.as_secs_f64() / BROKER_RTT.as_secs_f64();

@@ -242,8 +242,7 @@ impl World {
             addrs: machine.addrs,
             wg: machine.wg.clone(),
         };
-        let overlay =
-            vec![machine.anchor.prefix.into(), machine.anchor.overlay_prefix_v6().into()];
+        let overlay = vec![machine.anchor.prefix.into(), machine.anchor.overlay_prefix_v6().into()];
         let config = Config {
             software: "sim".to_owned(),
             mtu: 1380,

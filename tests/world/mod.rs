@@ -214,7 +214,12 @@ impl World {
         self.spins += 1;
         for i in 0..self.machines.len() {
             if self.machines[i].deadline().is_some_and(|at| at <= to) {
-                assert!(self.spins < MAX_SPINS, "{} spins: {:?}", self.machines[i].name, self.machines[i].why_awake());
+                assert!(
+                    self.spins < MAX_SPINS,
+                    "{} spins: {:?}",
+                    self.machines[i].name,
+                    self.machines[i].why_awake()
+                );
                 self.machines[i].handle_timeout(self.now);
                 self.collect(Who(i));
             }
@@ -262,7 +267,9 @@ impl World {
                 self.server.handle_frame(from, id, &bytes, now);
                 self.collect_server();
             }
-            Arrival::FrameAtMember { to, id, bytes } => self.at_member(to, |m| m.handle_frame(id, bytes, now)),
+            Arrival::FrameAtMember { to, id, bytes } => {
+                self.at_member(to, |m| m.handle_frame(id, bytes, now))
+            }
             Arrival::CloseAtRelay { from, id } => {
                 self.server.handle_closed(from, id);
                 self.collect_server();
@@ -348,8 +355,7 @@ impl World {
     fn send(&mut self, who: Who, to: SocketAddr, bytes: Vec<u8>) {
         let machine = &self.machines[who.0];
         let (inside, nat) = (machine.inside, machine.nat);
-        let neighbour =
-            self.machines.iter().position(|m| m.inside == to && m.nat == nat && nat.is_some());
+        let neighbour = self.machines.iter().position(|m| m.inside == to && m.nat == nat && nat.is_some());
         if let Some(neighbour) = neighbour {
             self.log(inside, to, &bytes);
             self.schedule(ON_THE_LAN, Arrival::OnLan { from: inside, to: Who(neighbour), bytes });

@@ -129,8 +129,7 @@ impl Server {
     pub fn connect(&mut self, who: Who, certificate: Certificate, source: SocketAddr) {
         let conn = ConnId(self.next_conn);
         self.next_conn += 1;
-        let registration =
-            self.broker.handle_connected(conn, certificate, source, BROKER, &mut self.actions);
+        let registration = self.broker.handle_connected(conn, certificate, source, BROKER, &mut self.actions);
         self.conns.insert(conn, who);
         self.of.insert(who, conn);
         if let Some(registration) = registration {
