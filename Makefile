@@ -52,7 +52,8 @@ bench: root build
 	$(BUILD) cargo build --locked -p ntcp-lab
 	$(LAB) bench --bin $(PRODUCT)
 
-fuzz: packages
+fuzz:
+	@tests/lab/install.sh c++ g++
 	$(BUILD) fuzz/run.sh 60
 
 lab-clean: root

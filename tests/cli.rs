@@ -61,9 +61,10 @@ impl Place {
 
     /// The program, run by a user without privileges; `None`, with the reason printed, if that cannot be done here.
     fn as_somebody(&self) -> Option<Command> {
-        // Somebody else has to be able to reach it.
+        // Somebody else has to be able to reach it. Copied by another process: what this one has open for writing would be
+        // "busy" in whatever another test starts meanwhile.
         let program = self.path("program");
-        fs::copy(PROGRAM, &program).unwrap();
+        assert!(Command::new("cp").arg(PROGRAM).arg(&program).status().unwrap().success());
         for path in [self.dir.path(), &program] {
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
         }

@@ -107,6 +107,14 @@ fn endpoint_ip(path: &PeerPath) -> Result<IpAddr> {
     Ok(endpoint.ip())
 }
 
+/// A copy of the program where every user may run it, which the build directory need not allow. Copied by another process:
+/// a file that this one has open for writing would be "busy" in whatever another test starts meanwhile.
+fn copy_for_all(host: &Host) -> Result<String> {
+    let copy = host.ns.files()?.join("ntcp-overlay").to_string_lossy().into_owned();
+    host.ns.run(&["cp", env!("CARGO_BIN_EXE_ntcp-overlay"), &copy])?;
+    Ok(copy)
+}
+
 /// The peer stays behind a relay for a while in which a direct path would have been found.
 fn stays_relayed(daemon: &Daemon, peer: &str) -> Result<PeerPath> {
     daemon.wait_relay(peer, PATIENCE)?;
@@ -480,16 +488,14 @@ fn serving_needs_no_root() {
         )?;
         server.ns.run(&["chown", "-R", "65534:65534", &dir.to_string_lossy()])?;
         let config = dir.join("overlay.toml");
-        let bin = env!("CARGO_BIN_EXE_ntcp-overlay");
-        let copy = dir.join("ntcp-overlay"); // the build directory may be closed to nobody
-        fs::copy(bin, &copy)?;
+        let copy = copy_for_all(&server)?;
         let _serve = server.ns.spawn(&[
             "setpriv",
             "--reuid=65534",
             "--regid=65534",
             "--clear-groups",
             "--bounding-set=-all",
-            &copy.to_string_lossy(),
+            &copy,
             "serve",
             "--config",
             &config.to_string_lossy(),
@@ -511,12 +517,10 @@ fn serving_needs_no_root() {
 #[test]
 fn a_member_without_root_is_refused_with_a_word_on_what_to_do() {
     lab::test(|lab| {
-        let host = lab.machine("host")?;
-        let copy = host.files()?.join("ntcp-overlay");
-        fs::copy(env!("CARGO_BIN_EXE_ntcp-overlay"), &copy)?;
-        let bin = copy.to_string_lossy();
+        let host = Internet::new(lab)?.host("host", &Link::Plain)?;
+        let bin = copy_for_all(&host)?;
         let words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", &bin, "up"];
-        let output = host.try_run(&words, PATIENCE)?;
+        let output = host.ns.try_run(&words, PATIENCE)?;
         ensure!(output.code() == Some(4), "exit code {:?}: {}", output.code(), output.stderr);
         ensure!(output.stderr.contains("sudo") || output.stderr.contains("root"), "{}", output.stderr);
         Ok(())

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the Debian packages that the lab, the tests and the demo need and this machine lacks, saying so in a line.
-# Nothing that is installed here is started.
+# Nothing that is installed here is started. Further needs may be given as pairs: install.sh COMMAND PACKAGE...
 set -eu
 
 missing=""
@@ -23,6 +23,10 @@ need iperf3 iperf3
 need wg wireguard-tools
 need wireguard-go wireguard-go
 need cc gcc
+while [ $# -ge 2 ]; do
+    need "$1" "$2"
+    shift 2
+done
 [ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
 [ -n "$missing" ] || exit 0
 
