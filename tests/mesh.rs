@@ -10,7 +10,6 @@ mod world;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use boringtun::noise::Tunn;
 use boringtun::noise::TunnResult;
@@ -25,6 +24,8 @@ use ntcp_overlay::identity::revocation::RevocationList;
 use ntcp_overlay::node::StockPeer;
 use ntcp_overlay::node::status::PathKind;
 use ntcp_overlay::punch::attempt;
+use ntcp_overlay::wire::broker::FromBroker;
+use ntcp_overlay::wire::broker::ToBroker;
 use ntcp_overlay::wire::demux;
 
 use world::BROKER_RTT;
@@ -302,6 +303,274 @@ fn a_revoked_member_is_dropped_by_everybody() {
     assert_eq!(world.ask(anna, bert, secs(5)), None);
     assert!(world.snapshot(bert).peers.is_empty());
     assert_eq!(world.snapshot(bert).revocations, 1);
+}
+
+#[test]
+fn forged_replayed_and_reflected_checks_are_never_answered_and_make_no_way() {
+    let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, OPEN);
+    assert!(world.ask(anna, bert, secs(5)).is_some());
+    world.run(secs(7)); // the attempt is over, and some probes of the way were seen
+    // What bert has seen; a check that an attacker held back would be as good as new.
+    let (from_anna, at_bert) = (direct_source(&world, anna), direct_source(&world, bert));
+    let checks = |world: &World, from: SocketAddr, to: SocketAddr| -> Vec<Vec<u8>> {
+        let sent = world.wire.iter().filter(|s| s.from == from && s.to == to);
+        sent.filter(|s| demux::kind(&s.bytes) == demux::Kind::Stun).map(|s| s.bytes.clone()).collect()
+    };
+    let (genuine, own) = (checks(&world, from_anna, at_bert), checks(&world, at_bert, from_anna));
+    assert!(genuine.len() > 5 && own.len() > 5);
+    let attacker: SocketAddr = "198.51.100.200:6666".parse().unwrap();
+    let before = world.path(bert, anna);
+    let dropped = |world: &mut World| {
+        let counters = world.snapshot(bert).counters;
+        counters.unauthenticated + counters.malformed
+    };
+    let before_that = dropped(&mut world);
+    let mut sent = 0;
+    for (from, messages) in [(attacker, &genuine), (attacker, &own), (from_anna, &genuine), (from_anna, &own)]
+    {
+        for message in messages {
+            let mut bent = message.clone();
+            bent[30] ^= 1;
+            world.inject(from, at_bert, message.clone());
+            world.inject(from, at_bert, bent);
+            sent += 2;
+        }
+    }
+    let wire = world.wire.len();
+    world.run(ms(100));
+    assert!(world.nobody.is_empty(), "the attacker hears nothing");
+    let answers =
+        world.wire[wire..].iter().filter(|s| s.from == at_bert && s.bytes.get(..2) == Some(&[1, 1]));
+    assert!(answers.count() <= 1, "nor does anna, but for her own probes");
+    assert_eq!(world.path(bert, anna), before);
+    assert_eq!(dropped(&mut world) - before_that, sent);
+}
+
+#[test]
+fn whatever_arrives_from_strangers_nothing_panics_and_nothing_is_answered() {
+    let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, OPEN);
+    assert!(world.ask(anna, bert, secs(5)).is_some());
+    let (now, stranger) = (world.now, "198.51.100.200:6666".parse().unwrap());
+    let genuine: Vec<Vec<u8>> = world.wire.iter().map(|seen| seen.bytes.clone()).collect();
+    let world = std::cell::RefCell::new(world);
+    let head = prop_oneof![
+        Just(vec![]),
+        Just(vec![0, 1, 0, 8, 0x21, 0x12, 0xa4, 0x42]),
+        Just(vec![1, 1, 0, 40, 0x21, 0x12, 0xa4, 0x42]),
+        (1u8..5).prop_map(|kind| vec![kind, 0, 0, 0]),
+        (0u8..16).prop_map(|n| vec![0x40, n, 0, 0]),
+    ];
+    let garbage = (head, prop::collection::vec(any::<u8>(), 0..1500)).prop_map(|(h, t)| [h, t].concat());
+    let bent =
+        (prop::sample::select(genuine), any::<(usize, u8, usize)>()).prop_map(|(mut m, (at, flip, cut))| {
+            let len = m.len();
+            m[at % len] ^= flip.max(1);
+            m.truncate(len - cut % len);
+            m
+        });
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases: 1000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let strategy = (prop_oneof![garbage, bent], any::<bool>());
+    let result = runner.run(&strategy, |(mut message, stream)| {
+        let mut world = world.borrow_mut();
+        let machine = &mut world.machines[bert.0];
+        let via = if stream { Via::Stream(StreamId(77)) } else { Via::Udp(SocketId::V4) };
+        machine.with(|node, out| node.handle_message(via, stranger, &mut message, now, out));
+        let sent: Vec<_> = machine.take_sent(now);
+        // Cookies of a member under load would be the exception; there is none.
+        prop_assert_eq!(sent.len(), 0);
+        Ok(())
+    });
+    result.unwrap();
+}
+
+#[test]
+fn an_attempt_stays_within_its_budget_of_packets() {
+    let (mut world, anna, bert) = World::pair(SYMMETRIC, SYMMETRIC);
+    let wire = world.wire.len();
+    assert!(world.ask(anna, bert, secs(5)).is_some());
+    world.run(attempt::DEADLINE + secs(1));
+    let site = world.outside(anna);
+    let own = |s: &&Seen| s.from.ip() == site && !server::is_here(s.to.ip());
+    let sent: Vec<&Seen> = world.wire[wire..].iter().filter(own).collect();
+    let mut per_target: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+    for seen in &sent {
+        *per_target.entry(seen.to).or_default() += 1;
+    }
+    println!("{} datagrams to {} addresses of the peer", sent.len(), per_target.len());
+    assert!(per_target.len() <= attempt::MAX_CHECKS);
+    assert!(per_target.values().all(|n| *n <= attempt::LADDER.len() + 1), "the ladder, and one handshake");
+    let checks: Vec<_> = sent.iter().filter(|s| demux::kind(&s.bytes) == demux::Kind::Stun).collect();
+    assert!(checks.windows(2).all(|w| w[1].at - w[0].at >= attempt::PACE), "paced");
+}
+
+#[test]
+fn an_address_that_is_not_in_the_directory_is_looked_up_once() {
+    let mut world = World::new();
+    let (na, nb) = (world.nat(PORT_RESTRICTED), world.nat(PORT_RESTRICTED));
+    let (anna, bert) = (world.member("anna", Some(na)), world.member("bert", Some(nb)));
+    world.machines[anna.0].uninformed = true;
+    world.switch_on(anna);
+    world.switch_on(bert);
+    world.run(secs(3));
+    let took = world.ask(anna, bert, secs(5)).unwrap();
+    assert!(took <= ms(280), "a round trip more than usual: {took:?}");
+    for _ in 0..40 {
+        world.say_to(anna, Ipv4Addr::new(10, 77, 9, 9), "anybody there?");
+        world.run(ms(100));
+    }
+    let lookups = world.machines[anna.0].said.iter().filter(|m| matches!(m, ToBroker::Lookup { .. }));
+    assert!((2..=4).contains(&lookups.count()), "one for bert, one in three seconds for nobody");
+    assert!(world.snapshot(anna).counters.no_route > 0);
+}
+
+#[test]
+fn an_idle_path_goes_quiet_and_comes_back_on_demand() {
+    let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
+    assert!(world.ask(anna, bert, secs(5)).is_some());
+    world.run(secs(340));
+    let wire = world.wire.len();
+    world.run(secs(120));
+    let chatter = world.wire[wire..].iter().filter(|s| s.to != server::BROKER && s.from != server::BROKER);
+    assert_eq!(chatter.count(), 0);
+    assert_eq!(world.path(anna, bert), PathKind::None);
+    let took = world.ask(anna, bert, secs(5)).unwrap();
+    println!("woken up: answered after {took:?}");
+    assert!(took.as_secs_f64() <= FIRST_ANSWER * BROKER_RTT.as_secs_f64(), "{took:?}");
+    world.run(secs(1));
+    assert!(world.is_direct(anna, bert));
+}
+
+#[test]
+fn a_path_in_use_lives_for_ever_and_a_nat_never_forgets_it() {
+    let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
+    assert!(world.ask(anna, bert, secs(5)).is_some());
+    for _ in 0..40 {
+        world.run(secs(60));
+        assert_eq!(world.ask(anna, bert, secs(1)), Some(ms(80)));
+    }
+    let introductions = world.machines[anna.0].offers.len();
+    assert_eq!(introductions, 1);
+}
+
+#[test]
+fn a_thousand_introductions_leave_no_more_behind_than_twenty() {
+    let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
+    assert!(world.ask(anna, bert, secs(5)).is_some());
+    let offer = world.machines[bert.0].offers[0].clone();
+    let mut sizes = Vec::new();
+    for round in 0..50u8 {
+        for i in 0..20u8 {
+            let mut offer = offer.clone();
+            offer.attempt.0 = [i; 16];
+            offer.attempt.0[0] = round;
+            offer.noise.clear();
+            let now = world.now;
+            world.at_member(bert, |m| m.handle_broker(FromBroker::Offer(offer), [0; 32], now));
+            world.run(ms(10));
+        }
+        sizes.push(format!("{:?}", world.machines[bert.0].node()).len());
+    }
+    let (first, last) = (sizes[1], sizes[49]);
+    assert!(last < first * 2, "{sizes:?}");
+    world.run(secs(20));
+    assert_eq!(world.ask(anna, bert, secs(2)), Some(ms(80)), "and the path is what it was");
+}
+
+#[test]
+fn a_stock_wireguard_peer_shakes_hands_talks_both_ways_and_roams() {
+    let mut world = World::new();
+    let anna = world.member("anna", None);
+    let (secret, inner) = (WgSecret::new([200; 32]), Ipv4Addr::new(10, 77, 200, 1));
+    world.machines[anna.0].stock.push(StockPeer {
+        name: "phone".parse().unwrap(),
+        wg: secret.public(),
+        allowed: vec!["10.77.200.1/32".parse().unwrap()],
+        endpoint: None,
+        preshared: Some([5; 32]),
+        keepalive: None,
+    });
+    world.switch_on(anna);
+    world.run(secs(1));
+    let mut phone = Phone::new(&world, anna, &secret);
+    let (home, away) = ("198.51.100.201:51820".parse().unwrap(), "198.51.100.202:1024".parse().unwrap());
+    let own: Ipv4Addr = world.machines[anna.0].addrs.v4;
+
+    phone.at = home;
+    phone.send(&mut world, &ipv4(inner.into(), own.into(), b"ping from the phone"));
+    for _ in 0..4 {
+        world.run(ms(100));
+        phone.receive(&mut world);
+    }
+    assert!(world.heard(anna, "ping from the phone"));
+    assert!(phone.heard(b"pong from the phone"));
+
+    phone.at = away;
+    phone.send(&mut world, &ipv4(inner.into(), own.into(), b"I have moved"));
+    world.run(ms(100));
+    world.say_to(anna, inner, "so I see");
+    world.run(ms(100));
+    phone.receive(&mut world);
+    assert!(phone.heard(b"so I see"));
+
+    phone.send(&mut world, &ipv4(Ipv4Addr::new(10, 77, 200, 2).into(), own.into(), b"forged"));
+    world.run(ms(100));
+    assert!(!world.heard(anna, "forged"));
+    assert_eq!(world.snapshot(anna).counters.spoofed, 1);
+}
+
+/// A WireGuard client that knows nothing of meshes.
+struct Phone {
+    tunn: Tunn,
+    at: SocketAddr,
+    server: SocketAddr,
+    packets: Vec<Vec<u8>>,
+}
+
+impl Phone {
+    fn new(world: &World, of: Who, secret: &WgSecret) -> Self {
+        let machine = &world.machines[of.0];
+        let own = x25519::StaticSecret::from(*secret.expose());
+        let peer = x25519::PublicKey::from(machine.wg.public().0);
+        let tunn = Tunn::new(own, peer, Some([5; 32]), None, 7, None);
+        Self { tunn, at: machine.inside, server: machine.inside, packets: Vec::new() }
+    }
+
+    fn send(&mut self, world: &mut World, packet: &[u8]) {
+        let mut buffer = [0; 2048];
+        if let TunnResult::WriteToNetwork(message) = self.tunn.encapsulate(packet, &mut buffer) {
+            world.inject(self.at, self.server, message.to_vec());
+        }
+    }
+
+    fn receive(&mut self, world: &mut World) {
+        let all = std::mem::take(&mut world.nobody);
+        for seen in all.into_iter().filter(|seen| seen.to == self.at) {
+            let mut buffer = [0; 2048];
+            let mut result = self.tunn.decapsulate(None, &seen.bytes, &mut buffer);
+            while let TunnResult::WriteToNetwork(message) = result {
+                world.inject(self.at, self.server, message.to_vec());
+                result = self.tunn.decapsulate(None, &[], &mut buffer);
+            }
+            if let TunnResult::WriteToTunnelV4(packet, _) = result {
+                self.packets.push(packet.to_vec());
+            }
+        }
+    }
+
+    fn heard(&self, text: &[u8]) -> bool {
+        self.packets.iter().any(|packet| packet[20..] == *text)
+    }
+}
+
+/// The outside address from which `who` last sent straight to another member.
+fn direct_source(world: &World, who: Who) -> SocketAddr {
+    let site = world.outside(who);
+    let direct = |seen: &&Seen| seen.from.ip() == site && !server::is_here(seen.to.ip());
+    world.wire.iter().rev().find(direct).unwrap().from
 }
 
 /// The index that the peer puts into its data messages for `who`: it names the session.

@@ -40,6 +40,7 @@ use ntcp_overlay::node::status::PathKind;
 use ntcp_overlay::node::status::PeerStatus;
 use ntcp_overlay::node::status::Snapshot;
 use ntcp_overlay::wire::broker::FromBroker;
+use ntcp_overlay::wire::broker::Offer;
 use ntcp_overlay::wire::broker::ToBroker;
 
 use super::NatId;
@@ -81,8 +82,12 @@ pub struct Machine {
     pub packets: Vec<Packet>,
     pub notices: Vec<(Instant, Notice)>,
     pub stock: Vec<StockPeer>,
-    /// Orders for the broker, counted.
-    pub asked: usize,
+    /// What was said to the broker.
+    pub said: Vec<ToBroker>,
+    /// Introductions that came.
+    pub offers: Vec<Offer>,
+    /// Never hears who is in the network, as in one that is larger than a directory.
+    pub uninformed: bool,
     anchor: TrustAnchor,
     out: Output,
     online: bool,
@@ -116,7 +121,9 @@ impl Machine {
             packets: Vec::new(),
             notices: Vec::new(),
             stock: Vec::new(),
-            asked: 0,
+            said: Vec::new(),
+            offers: Vec::new(),
+            uninformed: false,
             anchor: authority.anchor().clone(),
             out: Output::default(),
             online: false,
@@ -166,7 +173,13 @@ impl Machine {
                 let up = LinkUp { broker: BROKER, name, key, registered };
                 self.with(|node, out| node.handle_link_up(up, now, out));
             }
-            other => self.with(|node, out| node.handle_broker(other, now, out)),
+            FromBroker::Changed(_) | FromBroker::Listing { .. } if self.uninformed => {}
+            other => {
+                if let FromBroker::Offer(offer) = &other {
+                    self.offers.push(offer.clone());
+                }
+                self.with(|node, out| node.handle_broker(other, now, out));
+            }
         }
     }
 
@@ -197,7 +210,7 @@ impl Machine {
                 Order::Open { id, to } => sent.push(Sent::Open { id, to }),
                 Order::Close(id) => sent.push(Sent::Close(id)),
                 Order::Broker(message) => {
-                    self.asked += 1;
+                    self.said.push(message.clone());
                     sent.push(Sent::Broker(message));
                 }
                 Order::Register(register) if self.online => {
