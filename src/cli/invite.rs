@@ -16,12 +16,11 @@ pub(super) fn run(args: InviteArgs) -> anyhow::Result<Exit> {
         ttl_s: args.ttl.map(|ttl| ttl.as_secs()),
         relay: args.relay,
     };
+    let there =
+        if args.relay { "ntcp-overlay serve --join <token>" } else { "sudo ntcp-overlay up --join <token>" };
     match client::ask(&args.control.socket(), request).map_err(control_failure)? {
         Reply::Invite { token, ttl_s } => {
-            eprintln!(
-                "good for one machine and {}; there: sudo ntcp-overlay up --join <token>",
-                render::age(ttl_s)
-            );
+            eprintln!("good for one machine and {}; there: {there}", render::age(ttl_s));
             output::data(&format!("{token}\n"))
         }
         other => anyhow::bail!("unexpected answer from ntcp-overlay: {other:?}"),

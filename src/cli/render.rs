@@ -107,12 +107,17 @@ fn roles(out: &mut String, status: &Status) {
         line(out, &format!("broker here: on {}, {counts}", on(&role.listen)));
     }
     if let Some(role) = &status.relay {
-        let counts = format!("{} sessions, {} forwarded", role.sessions, bytes(role.bytes));
+        let counts = format!("{}, {} forwarded", counted(role.sessions, "session"), bytes(role.bytes));
         line(out, &format!("relay here: on {}, {counts}", on(&role.listen)));
     }
     if let Some(role) = &status.stun {
         line(out, &format!("stun here: on {}", on(&role.listen)));
     }
+}
+
+/// `1 session`, `2 sessions`
+fn counted(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 fn broker_line(broker: &Broker) -> String {

@@ -195,7 +195,7 @@ fn a_server_without_a_member_shows_its_roles() {
         "\
 serving network home (no member here)
 broker here: on 0.0.0.0:6060, 2 of 3 members online, without the CA key
-relay here: on 0.0.0.0:6061, 1 sessions, 2.0 KiB forwarded
+relay here: on 0.0.0.0:6061, 1 session, 2.0 KiB forwarded
 "
     );
 }

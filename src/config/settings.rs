@@ -125,7 +125,7 @@ pub struct Listen {
 /// `[broker]`
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Broker {
-    /// As written; without it, `up` serves a broker if this machine created the network, and `serve` does not.
+    /// As written; without it, there is a broker if the state directory holds a broker's keys.
     pub enabled: Option<bool>,
     /// Where it listens, TCP and UDP.
     pub listen: Vec<Listen>,
@@ -140,7 +140,7 @@ pub struct Broker {
 /// `[relay]`
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Relay {
-    /// As written; without it, `up` relays if this machine created the network, and `serve` does not.
+    /// As written; without it, there is a relay if the state directory holds a relay's keys.
     pub enabled: Option<bool>,
     /// Where it listens, TCP and UDP.
     pub listen: Vec<Listen>,

@@ -140,7 +140,8 @@ impl Servers {
             status.network = self.network.as_ref().map(ToString::to_string);
         }
         if let Some(broker) = &self.broker {
-            let members = broker.handle.members().await.unwrap_or_default();
+            let mut members = broker.handle.members().await.unwrap_or_default();
+            members.retain(|member| member.certificate.subject.roles.member); // relays enrol too
             status.broker = Some(api::BrokerRole {
                 listen: broker.handle.listen().to_vec(),
                 members: members.len() as u64,

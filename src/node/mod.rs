@@ -573,7 +573,7 @@ impl Node {
                     (None, Kind::Mesh(mesh)) => {
                         mesh.path.why(now.instant).0.unwrap_or_else(|| "no path yet".to_owned())
                     }
-                    _ => "no reply".to_owned(),
+                    _ => "no answer in time".to_owned(),
                 };
                 out.notices.push_back(Notice::Pong(Pong {
                     ticket: ping.ticket,

@@ -471,7 +471,8 @@ impl Path {
             Effort::Resting { .. } => None,
         };
         let failed = self.last_tally.map(|(probes, targets, _)| {
-            format!("no answer to {probes} probes to {targets} addresses of the peer: a NAT or firewall on the way lets no UDP through from us")
+            let addresses = if targets == 1 { "address" } else { "addresses" };
+            format!("no answer to {probes} probes to {targets} {addresses} of the peer: a NAT or firewall on the way lets no UDP through from us")
         });
         (self.trouble.clone().or(doing).or(failed), next)
     }

@@ -82,7 +82,15 @@ pub(super) fn run(args: &InitArgs, now: UnixTime) -> anyhow::Result<String> {
         writeln!(out, "   relay \"{name}\" {}   until {}", shell(&relay_dir), date(certificate.not_after))?;
     }
     if args.broker.is_some() || args.relay.is_some() {
-        writeln!(out, "\nnext: ntcp-overlay serve --state-dir {}", shell(&args.dir))?;
+        if args.offline {
+            writeln!(
+                out,
+                "\nnext: copy the directories above, without the CA key, to the machine that serves; there:"
+            )?;
+            writeln!(out, "      ntcp-overlay serve --state-dir DIR   (where they are in DIR)")?;
+        } else {
+            writeln!(out, "\nnext: ntcp-overlay serve --state-dir {}", shell(&args.dir))?;
+        }
         writeln!(out, "      (as another user than this one: give it the directories above with chown -R)")?;
     } else {
         writeln!(out, "\nnext: on each machine  ntcp-overlay cert request --name NAME --dir DIR")?;
