@@ -298,8 +298,7 @@ fn a_revoked_member_is_dropped_by_everybody() {
     let signed = world.authority.sign_revocations(&list);
     let now = world.now;
     world.server.revoke(list, signed, now);
-    world.switch_on(bert); // hears of it when it registers
-    world.run(secs(1));
+    world.run(secs(2));
     assert_eq!(world.ask(anna, bert, secs(5)), None);
     assert!(world.snapshot(bert).peers.is_empty());
     assert_eq!(world.snapshot(bert).revocations, 1);

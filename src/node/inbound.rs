@@ -235,7 +235,7 @@ impl Node {
     }
 
     /// A handshake's answer goes back where the question came from.
-    fn answer(&mut self, id: PeerId, origin: &Origin, answer: &[u8], out: &mut Output) {
+    fn answer(&self, id: PeerId, origin: &Origin, answer: &[u8], out: &mut Output) {
         match origin {
             Origin::Leg(leg) => {
                 let carrier = self.peers.get(id).and_then(super::peers::Peer::leg);

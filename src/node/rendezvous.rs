@@ -240,7 +240,7 @@ impl Node {
         });
         let same_family = relay.filter(|seen| seen.is_ipv4() == mapped.is_ipv4());
         let mapping =
-            mapping_of(local.copied().unwrap_or(SocketAddr::from(([0; 4], 0))), mapped, same_family);
+            mapping_of(local.copied().unwrap_or_else(|| SocketAddr::from(([0; 4], 0))), mapped, same_family);
         let passes = Some(true);
         if (mapping != Mapping::Unknown && mapping != self.profile.udp.mapping)
             || self.profile.udp.passes != passes

@@ -69,6 +69,8 @@ const POLITENESS: Duration = Duration::from_millis(1500);
 /// A packet of this size must pass unfragmented before the peer's TCP is told of full-sized segments: bytes of padding
 /// in a probe that makes an outer IPv4 packet of 1,464 bytes (see `node::outbound`).
 const FULL_SIZE_PADDING: u16 = 1320;
+/// A relay session that nobody was met in is given up after this: the life of an introduction at the broker.
+const RELAY_TRIAL: Duration = Duration::from_secs(30);
 /// Full-sized probes per way.
 const FULL_SIZE_TRIES: u8 = 3;
 
@@ -723,13 +725,14 @@ impl Path {
             self.believed.clear();
         }
         self.ways.retain(|way| !idle && !way.health.is_forgotten(now));
-        let (carrier, direct) = (self.carrier, self.is_direct());
+        // Beside a direct way the newest relay session that works is kept warm; others only while they are young.
+        let carrier = self.carrier;
+        let works = |r: &&Relayed| r.met && r.bound.as_ref().is_some_and(|(_, health)| !health.is_dead());
+        let warm = self.relayed.iter().filter(works).map(|r| r.born).max();
         let keep = |r: &Relayed| {
             let in_use = carrier.is_some_and(|leg| r.is_bound_to(leg));
-            let young = now < r.born + Duration::from_secs(30);
-            let dead = r.bound.as_ref().is_some_and(|(_, health)| health.is_dead());
-            // Beside a direct way one relay session that works is kept warm; others only while they are young.
-            !idle && (in_use || young || (direct && r.met && !dead) || (!direct && !dead))
+            let young = now < r.born + RELAY_TRIAL;
+            !idle && (in_use || young || Some(r.born) == warm)
         };
         let (kept, dropped): (Vec<Relayed>, Vec<Relayed>) = self.relayed.drain(..).partition(keep);
         self.relayed = kept;

@@ -51,7 +51,7 @@ use super::server::BROKER;
 use super::server::RELAY;
 
 /// What a machine sends.
-pub enum Sent {
+pub(crate) enum Sent {
     Datagram { to: SocketAddr, bytes: Vec<u8> },
     Frame { id: StreamId, bytes: Vec<u8> },
     Open { id: StreamId, to: SocketAddr },
@@ -61,40 +61,39 @@ pub enum Sent {
 
 /// A packet that came out of the device.
 #[derive(Clone, Debug)]
-pub struct Packet {
-    pub at: Instant,
-    pub from: IpAddr,
-    pub payload: Vec<u8>,
+pub(crate) struct Packet {
+    pub(crate) at: Instant,
+    pub(crate) payload: Vec<u8>,
 }
 
-pub struct Machine {
-    pub name: String,
-    pub nat: Option<NatId>,
-    pub inside: SocketAddr,
-    pub addrs: OverlayAddrs,
-    pub certificate: Certificate,
-    pub wg: WgSecret,
-    pub node: Option<Node>,
-    pub no_udp: bool,
-    pub no_tcp: bool,
+pub(crate) struct Machine {
+    pub(crate) name: String,
+    pub(crate) nat: Option<NatId>,
+    pub(crate) inside: SocketAddr,
+    pub(crate) addrs: OverlayAddrs,
+    pub(crate) certificate: Certificate,
+    pub(crate) wg: WgSecret,
+    pub(crate) node: Option<Node>,
+    pub(crate) no_udp: bool,
+    pub(crate) no_tcp: bool,
     /// Counts how often it was switched on.
-    pub life: u32,
-    pub packets: Vec<Packet>,
-    pub notices: Vec<(Instant, Notice)>,
-    pub stock: Vec<StockPeer>,
+    pub(crate) life: u32,
+    pub(crate) packets: Vec<Packet>,
+    pub(crate) notices: Vec<(Instant, Notice)>,
+    pub(crate) stock: Vec<StockPeer>,
     /// What was said to the broker.
-    pub said: Vec<ToBroker>,
+    pub(crate) said: Vec<ToBroker>,
     /// Introductions that came.
-    pub offers: Vec<Offer>,
+    pub(crate) offers: Vec<Offer>,
     /// Never hears who is in the network, as in one that is larger than a directory.
-    pub uninformed: bool,
+    pub(crate) uninformed: bool,
     anchor: TrustAnchor,
     out: Output,
     online: bool,
 }
 
 impl Machine {
-    pub fn new(authority: &Authority, name: &str, n: u8, nat: Option<NatId>, now: UnixTime) -> Self {
+    pub(crate) fn new(authority: &Authority, name: &str, n: u8, nat: Option<NatId>, now: UnixTime) -> Self {
         let wg = WgSecret::new([n; 32]);
         let addrs = authority.anchor().overlay_addrs(Ipv4Addr::new(10, 77, 0, n));
         let subject = Subject {
@@ -106,7 +105,7 @@ impl Machine {
         };
         let (from, until) = validity(now, MEMBER_LIFETIME);
         let key = SigningKey::from_seed(&[n; 32]).public();
-        let ip = nat.map_or(Ipv4Addr::new(198, 51, 100, n), |_| Ipv4Addr::new(192, 168, 1, n));
+        let ip = if nat.is_some() { Ipv4Addr::new(192, 168, 1, n) } else { Ipv4Addr::new(198, 51, 100, n) };
         Self {
             name: name.to_owned(),
             nat,
@@ -130,42 +129,42 @@ impl Machine {
         }
     }
 
-    pub fn node(&self) -> &Node {
+    pub(crate) fn node(&self) -> &Node {
         self.node.as_ref().unwrap()
     }
 
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.node.as_ref().map(|node| node.poll_timeout().0)
     }
 
-    pub fn why_awake(&self) -> Option<(Instant, &'static str)> {
+    pub(crate) fn why_awake(&self) -> Option<(Instant, &'static str)> {
         self.node.as_ref().map(Node::poll_timeout)
     }
 
-    pub fn handle_timeout(&mut self, now: Now) {
+    pub(crate) fn handle_timeout(&mut self, now: Now) {
         self.with(|node, out| node.handle_timeout(now, out));
     }
 
-    pub fn handle_datagram(&mut self, from: SocketAddr, mut bytes: Vec<u8>, now: Now) {
+    pub(crate) fn handle_datagram(&mut self, from: SocketAddr, mut bytes: Vec<u8>, now: Now) {
         if !self.no_udp || matches!(from.ip(), IpAddr::V4(v4) if v4.is_private()) {
             self.with(|node, out| node.handle_message(Via::Udp(SocketId::V4), from, &mut bytes, now, out));
         }
     }
 
-    pub fn handle_opened(&mut self, id: StreamId, now: Now) {
+    pub(crate) fn handle_opened(&mut self, id: StreamId, now: Now) {
         self.with(|node, out| node.handle_stream(id, StreamEvent::Opened, RELAY, now, out));
     }
 
-    pub fn handle_closed(&mut self, id: StreamId, why: &str, now: Now) {
+    pub(crate) fn handle_closed(&mut self, id: StreamId, why: &str, now: Now) {
         let event = StreamEvent::Closed(why.to_owned());
         self.with(|node, out| node.handle_stream(id, event, RELAY, now, out));
     }
 
-    pub fn handle_frame(&mut self, id: StreamId, mut bytes: Vec<u8>, now: Now) {
+    pub(crate) fn handle_frame(&mut self, id: StreamId, mut bytes: Vec<u8>, now: Now) {
         self.with(|node, out| node.handle_stream(id, StreamEvent::Frame(&mut bytes), RELAY, now, out));
     }
 
-    pub fn handle_broker(&mut self, message: FromBroker, key: [u8; 32], now: Now) {
+    pub(crate) fn handle_broker(&mut self, message: FromBroker, key: [u8; 32], now: Now) {
         match message {
             FromBroker::Registered(registered) => {
                 self.online = true;
@@ -183,19 +182,19 @@ impl Machine {
         }
     }
 
-    pub fn handle_packet(&mut self, packet: &[u8], now: Now) {
+    pub(crate) fn handle_packet(&mut self, packet: &[u8], now: Now) {
         let mut buffer = packet.to_vec();
         buffer.resize(packet.len() + 16, 0);
         self.with(|node, out| node.handle_packet(&mut buffer, packet.len(), now, out));
     }
 
-    pub fn with(&mut self, what: impl FnOnce(&mut Node, &mut Output)) {
+    pub(crate) fn with(&mut self, what: impl FnOnce(&mut Node, &mut Output)) {
         if let Some(node) = &mut self.node {
             what(node, &mut self.out);
         }
     }
 
-    pub fn take_sent(&mut self, now: Now) -> Vec<Sent> {
+    pub(crate) fn take_sent(&mut self, now: Now) -> Vec<Sent> {
         let mut sent = Vec::new();
         for transmit in self.out.outbox.sends() {
             let bytes = self.out.outbox.bytes(transmit.range.clone()).to_vec();
@@ -228,7 +227,7 @@ impl Machine {
             if let Some(question) = payload.strip_prefix(b"ping ") {
                 echoes.push(ipv4(self.addrs.v4.into(), from, &[b"pong ", question].concat()));
             }
-            self.packets.push(Packet { at: now.instant, from, payload });
+            self.packets.push(Packet { at: now.instant, payload });
         }
         self.out.packets.clear();
         for echo in echoes {
@@ -241,7 +240,7 @@ impl Machine {
 
 impl World {
     /// Switches a machine on, or off and on again: a new node with the old keys.
-    pub fn switch_on(&mut self, who: Who) {
+    pub(crate) fn switch_on(&mut self, who: Who) {
         self.server.disconnect(who, self.now);
         let now = self.now;
         let source = SocketAddr::new(self.outside(who), 41_000);
@@ -282,7 +281,7 @@ impl World {
     }
 
     /// The power fails. The broker notices at once, or not at all.
-    pub fn switch_off(&mut self, who: Who, noticed: bool) {
+    pub(crate) fn switch_off(&mut self, who: Who, noticed: bool) {
         self.machines[who.0].node = None;
         self.machines[who.0].life += 1;
         if noticed {
@@ -292,7 +291,7 @@ impl World {
     }
 
     /// The machine turns up in another place, on another address and behind another NAT.
-    pub fn move_to(&mut self, who: Who, nat: Option<NatId>, ip: Ipv4Addr) {
+    pub(crate) fn move_to(&mut self, who: Who, nat: Option<NatId>, ip: Ipv4Addr) {
         let now = self.now;
         let machine = &mut self.machines[who.0];
         machine.nat = nat;
@@ -302,19 +301,19 @@ impl World {
     }
 
     /// One packet with `text` in it from `a` to `b`.
-    pub fn say(&mut self, a: Who, b: Who, text: &str) {
+    pub(crate) fn say(&mut self, a: Who, b: Who, text: &str) {
         let to = self.machines[b.0].addrs.v4;
         self.say_to(a, to, text);
     }
 
-    pub fn say_to(&mut self, a: Who, to: Ipv4Addr, text: &str) {
+    pub(crate) fn say_to(&mut self, a: Who, to: Ipv4Addr, text: &str) {
         let packet = ipv4(self.machines[a.0].addrs.v4.into(), to.into(), text.as_bytes());
         let now = self.now;
         self.at_member(a, |m| m.handle_packet(&packet, now));
     }
 
     /// Asks `b` and waits for the answer; how long it took.
-    pub fn ask(&mut self, a: Who, b: Who, patience: Duration) -> Option<Duration> {
+    pub(crate) fn ask(&mut self, a: Who, b: Who, patience: Duration) -> Option<Duration> {
         let question = format!("{:?}", self.since_start());
         self.say(a, b, &format!("ping {question}"));
         let answer = format!("pong {question}");
@@ -322,7 +321,7 @@ impl World {
     }
 
     /// Asks every 200 ms for `time`; how many questions were answered, and the longest time without an answer.
-    pub fn converse(&mut self, a: Who, b: Who, time: Duration) -> (usize, Duration) {
+    pub(crate) fn converse(&mut self, a: Who, b: Who, time: Duration) -> (usize, Duration) {
         let (start, before) = (self.now.instant, self.machines[a.0].packets.len());
         let end = start + time;
         let mut n = 0;
@@ -337,11 +336,11 @@ impl World {
         (answers.len(), gap)
     }
 
-    pub fn heard(&self, who: Who, text: &str) -> bool {
+    pub(crate) fn heard(&self, who: Who, text: &str) -> bool {
         self.machines[who.0].packets.iter().any(|p| p.payload == text.as_bytes())
     }
 
-    pub fn snapshot(&mut self, who: Who) -> Snapshot {
+    pub(crate) fn snapshot(&mut self, who: Who) -> Snapshot {
         let now = self.now;
         let machine = &mut self.machines[who.0];
         match machine.node.as_mut().unwrap().handle_request(Request::Status, now, &mut machine.out) {
@@ -350,26 +349,26 @@ impl World {
         }
     }
 
-    pub fn peer(&mut self, who: Who, of: Who) -> PeerStatus {
+    pub(crate) fn peer(&mut self, who: Who, of: Who) -> PeerStatus {
         let name = self.machines[of.0].name.clone();
         self.snapshot(who).peers.into_iter().find(|p| p.name.as_str() == name).unwrap()
     }
 
-    pub fn path(&mut self, who: Who, of: Who) -> PathKind {
+    pub(crate) fn path(&mut self, who: Who, of: Who) -> PathKind {
         self.peer(who, of).path
     }
 
-    pub fn is_direct(&mut self, a: Who, b: Who) -> bool {
+    pub(crate) fn is_direct(&mut self, a: Who, b: Who) -> bool {
         matches!(self.path(a, b), PathKind::DirectUdp(_)) && matches!(self.path(b, a), PathKind::DirectUdp(_))
     }
 
-    pub fn is_relayed(&mut self, a: Who, b: Who) -> bool {
+    pub(crate) fn is_relayed(&mut self, a: Who, b: Who) -> bool {
         matches!(self.path(a, b), PathKind::Relay { .. }) && matches!(self.path(b, a), PathKind::Relay { .. })
     }
 }
 
 /// A small IPv4 packet of an unknown protocol.
-pub fn ipv4(from: IpAddr, to: IpAddr, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn ipv4(from: IpAddr, to: IpAddr, payload: &[u8]) -> Vec<u8> {
     let (IpAddr::V4(from), IpAddr::V4(to)) = (from, to) else { unreachable!("IPv4 alone") };
     let len = u16::try_from(20 + payload.len()).unwrap();
     let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 253, 0, 0];

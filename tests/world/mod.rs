@@ -1,9 +1,9 @@
 //! An internet in memory: members behind NATs, a broker, a relay, 20 ms to the middle for everybody, one queue ordered by
 //! arrival. Nothing here knows how the members find each other; it only carries what they send.
 
-pub mod machine;
-pub mod nat;
-pub mod server;
+pub(crate) mod machine;
+pub(crate) mod nat;
+pub(crate) mod server;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -27,37 +27,37 @@ use nat::Nat;
 use server::Server;
 
 /// From anybody to the middle of the internet, and from there to anybody.
-pub const TO_THE_MIDDLE: Duration = ms(20);
+pub(crate) const TO_THE_MIDDLE: Duration = ms(20);
 /// Round trip between a member and the broker: the unit of "how long until".
-pub const BROKER_RTT: Duration = ms(80);
+pub(crate) const BROKER_RTT: Duration = ms(80);
 /// Within one site.
 const ON_THE_LAN: Duration = ms(1);
 /// How often a value may ask to be woken at one and the same moment before it counts as spinning.
 const MAX_SPINS: u32 = 12;
 
-pub const fn ms(n: u64) -> Duration {
+pub(crate) const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-pub const fn secs(n: u64) -> Duration {
+pub(crate) const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
 /// A machine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Who(pub usize);
+pub(crate) struct Who(pub(crate) usize);
 
 /// A NAT.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NatId(pub usize);
+pub(crate) struct NatId(pub(crate) usize);
 
 /// A datagram as it crossed the middle of the internet, or a LAN.
 #[derive(Clone, Debug)]
-pub struct Seen {
-    pub at: Instant,
-    pub from: SocketAddr,
-    pub to: SocketAddr,
-    pub bytes: Vec<u8>,
+pub(crate) struct Seen {
+    pub(crate) at: Instant,
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
+    pub(crate) bytes: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -76,21 +76,21 @@ enum Arrival {
 }
 
 /// Everything.
-pub struct World {
-    pub now: Now,
-    pub start: Instant,
-    pub authority: Authority,
-    pub server: Server,
-    pub machines: Vec<Machine>,
-    pub nats: Vec<Nat>,
+pub(crate) struct World {
+    pub(crate) now: Now,
+    pub(crate) start: Instant,
+    pub(crate) authority: Authority,
+    pub(crate) server: Server,
+    pub(crate) machines: Vec<Machine>,
+    pub(crate) nats: Vec<Nat>,
     /// Every datagram that was sent, lost ones too.
-    pub wire: Vec<Seen>,
+    pub(crate) wire: Vec<Seen>,
     /// Datagrams to addresses that no machine of the world has.
-    pub nobody: Vec<Seen>,
+    pub(crate) nobody: Vec<Seen>,
     /// Share of datagrams that get lost.
-    pub loss: f64,
+    pub(crate) loss: f64,
     /// Pairs of outside addresses between which no datagram passes.
-    pub blocked: BTreeSet<(IpAddr, IpAddr)>,
+    pub(crate) blocked: BTreeSet<(IpAddr, IpAddr)>,
     queue: BTreeMap<(Instant, u64), Arrival>,
     sequence: u64,
     rng: Rng,
@@ -99,7 +99,7 @@ pub struct World {
 
 impl World {
     #[expect(clippy::disallowed_methods, reason = "a simulation needs some origin to count from")]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let now = Now { instant: Instant::now(), unix: UnixTime::from_secs(1_900_000_000) };
         let prefix = "10.77.0.0/16".parse().unwrap();
         let authority = Authority::create(&"home".parse().unwrap(), prefix, now.unix);
@@ -121,21 +121,21 @@ impl World {
         }
     }
 
-    pub fn nat(&mut self, behavior: nat::Behavior) -> NatId {
+    pub(crate) fn nat(&mut self, behavior: nat::Behavior) -> NatId {
         let n = u8::try_from(self.nats.len()).unwrap();
         self.nats.push(Nat::new(Ipv4Addr::new(203, 0, 113, 10 + n), behavior));
         NatId(self.nats.len() - 1)
     }
 
     /// A new member, switched off.
-    pub fn member(&mut self, name: &str, nat: Option<NatId>) -> Who {
+    pub(crate) fn member(&mut self, name: &str, nat: Option<NatId>) -> Who {
         let n = u8::try_from(self.machines.len()).unwrap() + 1;
         self.machines.push(Machine::new(&self.authority, name, n, nat, self.now.unix));
         Who(self.machines.len() - 1)
     }
 
     /// Two members in each its own NAT, registered and at rest.
-    pub fn pair(a: nat::Behavior, b: nat::Behavior) -> (Self, Who, Who) {
+    pub(crate) fn pair(a: nat::Behavior, b: nat::Behavior) -> (Self, Who, Who) {
         let mut world = Self::new();
         let (na, nb) = (world.nat(a), world.nat(b));
         let (anna, bert) = (world.member("anna", Some(na)), world.member("bert", Some(nb)));
@@ -145,7 +145,7 @@ impl World {
         (world, anna, bert)
     }
 
-    pub fn run(&mut self, time: Duration) {
+    pub(crate) fn run(&mut self, time: Duration) {
         let end = self.now.instant + time;
         let _ = self.run_until(time, |_| false);
         assert!(self.now.instant <= end);
@@ -153,7 +153,7 @@ impl World {
     }
 
     /// Runs until `done`, for `time` at most; how long it took, if it came to that.
-    pub fn run_until(&mut self, time: Duration, done: impl Fn(&Self) -> bool) -> Option<Duration> {
+    pub(crate) fn run_until(&mut self, time: Duration, done: impl Fn(&Self) -> bool) -> Option<Duration> {
         let start = self.now.instant;
         while !done(self) {
             let next = self.next_moment();
@@ -166,12 +166,12 @@ impl World {
     }
 
     /// Puts a datagram onto the internet as if `from` had sent it.
-    pub fn inject(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
+    pub(crate) fn inject(&mut self, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
         self.schedule(TO_THE_MIDDLE, Arrival::Datagram { from, to, bytes });
     }
 
     /// Stops, or lets pass again, all datagrams between the two sites; the servers stay in reach.
-    pub fn block(&mut self, a: Who, b: Who, blocked: bool) {
+    pub(crate) fn block(&mut self, a: Who, b: Who, blocked: bool) {
         let (a, b) = (self.outside(a), self.outside(b));
         for pair in [(a, b), (b, a)] {
             if blocked {
@@ -183,12 +183,12 @@ impl World {
     }
 
     /// The address by which the world knows a machine's site.
-    pub fn outside(&self, who: Who) -> IpAddr {
+    pub(crate) fn outside(&self, who: Who) -> IpAddr {
         let machine = &self.machines[who.0];
-        machine.nat.map_or(machine.inside.ip(), |nat| IpAddr::V4(self.nats[nat.0].public))
+        machine.nat.map_or_else(|| machine.inside.ip(), |nat| IpAddr::V4(self.nats[nat.0].public))
     }
 
-    pub fn since_start(&self) -> Duration {
+    pub(crate) fn since_start(&self) -> Duration {
         self.now.instant - self.start
     }
 
@@ -298,7 +298,7 @@ impl World {
     }
 
     /// Lets something happen to a machine and carries away what comes of it.
-    pub fn at_member(&mut self, who: Who, what: impl FnOnce(&mut Machine)) {
+    pub(crate) fn at_member(&mut self, who: Who, what: impl FnOnce(&mut Machine)) {
         what(&mut self.machines[who.0]);
         self.collect(who);
     }

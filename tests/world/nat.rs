@@ -12,25 +12,25 @@ const LIFETIME: Duration = Duration::from_secs(30);
 
 /// What a NAT does.
 #[derive(Clone, Copy, Debug)]
-pub struct Behavior {
+pub(crate) struct Behavior {
     /// One external port for all destinations (RFC 4787 4.1: endpoint-independent).
-    pub one_port: bool,
+    pub(crate) one_port: bool,
     /// Lets in only what was sent to (RFC 4787 5: address-and-port-dependent).
-    pub filters: bool,
+    pub(crate) filters: bool,
 }
 
 /// Port-restricted: the common home router.
-pub const PORT_RESTRICTED: Behavior = Behavior { one_port: true, filters: true };
+pub(crate) const PORT_RESTRICTED: Behavior = Behavior { one_port: true, filters: true };
 /// Full cone.
-pub const OPEN: Behavior = Behavior { one_port: true, filters: false };
+pub(crate) const OPEN: Behavior = Behavior { one_port: true, filters: false };
 /// Another port for each destination.
-pub const SYMMETRIC: Behavior = Behavior { one_port: false, filters: true };
+pub(crate) const SYMMETRIC: Behavior = Behavior { one_port: false, filters: true };
 
 /// One NAT.
 #[derive(Debug)]
-pub struct Nat {
+pub(crate) struct Nat {
     /// Its outside.
-    pub public: Ipv4Addr,
+    pub(crate) public: Ipv4Addr,
     behavior: Behavior,
     mappings: Vec<Mapping>,
     next_port: u16,
@@ -47,12 +47,12 @@ struct Mapping {
 }
 
 impl Nat {
-    pub fn new(public: Ipv4Addr, behavior: Behavior) -> Self {
+    pub(crate) fn new(public: Ipv4Addr, behavior: Behavior) -> Self {
         Self { public, behavior, mappings: Vec::new(), next_port: 20_000 }
     }
 
     /// The outside source of a datagram from `inside` to `to`.
-    pub fn outward(&mut self, inside: SocketAddr, to: SocketAddr, now: Instant) -> SocketAddr {
+    pub(crate) fn outward(&mut self, inside: SocketAddr, to: SocketAddr, now: Instant) -> SocketAddr {
         self.expire(now);
         let only = (!self.behavior.one_port).then_some(to);
         let public = IpAddr::V4(self.public);
@@ -70,7 +70,7 @@ impl Nat {
     }
 
     /// Where a datagram from `from` to our `port` goes inside, if it may.
-    pub fn inward(&mut self, from: SocketAddr, port: u16, now: Instant) -> Option<SocketAddr> {
+    pub(crate) fn inward(&mut self, from: SocketAddr, port: u16, now: Instant) -> Option<SocketAddr> {
         self.expire(now);
         let filters = self.behavior.filters;
         let mapping = self.mappings.iter_mut().find(|m| m.port == port)?;
@@ -84,7 +84,7 @@ impl Nat {
     }
 
     /// A reboot: everything is forgotten and ports are handed out anew.
-    pub fn reboot(&mut self) {
+    pub(crate) fn reboot(&mut self) {
         self.mappings.clear();
         self.next_port += 1000;
     }

@@ -41,24 +41,24 @@ use ntcp_overlay::wire::stun;
 use super::Who;
 use super::secs;
 
-pub const BROKER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 6060);
-pub const RELAY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)), 6061);
+pub(crate) const BROKER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 6060);
+pub(crate) const RELAY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)), 6061);
 
-pub fn is_here(ip: IpAddr) -> bool {
+pub(crate) fn is_here(ip: IpAddr) -> bool {
     ip == BROKER.ip() || ip == RELAY.ip()
 }
 
 /// Something for a member.
-pub enum Sent {
+pub(crate) enum Sent {
     Datagram { from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
     Message(Who, FromBroker),
     Frame(Who, StreamId, Vec<u8>),
     Close(Who, StreamId),
 }
 
-pub struct Server {
-    pub broker: Broker,
-    pub relay: Relay,
+pub(crate) struct Server {
+    pub(crate) broker: Broker,
+    pub(crate) relay: Relay,
     relay_certificate: Certificate,
     conns: BTreeMap<ConnId, Who>,
     of: BTreeMap<Who, ConnId>,
@@ -74,7 +74,7 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn new(authority: &Authority, now: Now) -> Self {
+    pub(crate) fn new(authority: &Authority, now: Now) -> Self {
         let key = SigningKey::from_seed(&[1; 32]);
         let secret = WgSecret::new([99; 32]);
         let subject = Subject {
@@ -119,14 +119,14 @@ impl Server {
     }
 
     /// Whether introductions name the relay.
-    pub fn offer_relay(&mut self, offered: bool) {
+    pub(crate) fn offer_relay(&mut self, offered: bool) {
         let at = |transport| Candidate { transport, kind: Kind::Configured, addr: RELAY };
         let both = [at(Transport::Udp), at(Transport::Tcp)];
         let endpoints = if offered { &both[..] } else { &[] };
         self.broker.handle_local_relay(self.relay_certificate.clone(), endpoints);
     }
 
-    pub fn connect(&mut self, who: Who, certificate: Certificate, source: SocketAddr) {
+    pub(crate) fn connect(&mut self, who: Who, certificate: Certificate, source: SocketAddr) {
         let conn = ConnId(self.next_conn);
         self.next_conn += 1;
         let registration = self.broker.handle_connected(conn, certificate, source, BROKER, &mut self.actions);
@@ -139,28 +139,28 @@ impl Server {
         }
     }
 
-    pub fn disconnect(&mut self, who: Who, now: Now) {
+    pub(crate) fn disconnect(&mut self, who: Who, now: Now) {
         if let Some(conn) = self.of.remove(&who) {
             self.conns.remove(&conn);
             self.broker.handle_closed(conn, now, &mut self.actions);
         }
     }
 
-    pub fn key_of(&self, who: Who) -> [u8; 32] {
+    pub(crate) fn key_of(&self, who: Who) -> [u8; 32] {
         self.keys.get(&who).copied().unwrap_or_default()
     }
 
-    pub fn revoke(&mut self, list: RevocationList, signed: Vec<u8>, now: Now) {
+    pub(crate) fn revoke(&mut self, list: RevocationList, signed: Vec<u8>, now: Now) {
         self.broker.handle_revocations(list, signed, now, &mut self.actions);
     }
 
-    pub fn handle_message(&mut self, from: Who, message: ToBroker, now: Now) {
+    pub(crate) fn handle_message(&mut self, from: Who, message: ToBroker, now: Now) {
         if let Some(conn) = self.of.get(&from) {
             self.broker.handle_message(*conn, message, now, &mut self.actions);
         }
     }
 
-    pub fn handle_datagram(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8], now: Now) {
+    pub(crate) fn handle_datagram(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8], now: Now) {
         if to == RELAY {
             self.relay.handle_message(Via::Udp(SocketId::V4), from, bytes, now, &mut self.outbox);
         } else if to == BROKER {
@@ -185,31 +185,31 @@ impl Server {
         self.broker.handle_mapped(id, from, now, &mut self.actions);
     }
 
-    pub fn accept(&mut self, from: Who, theirs: StreamId, source: SocketAddr, now: Now) {
+    pub(crate) fn accept(&mut self, from: Who, theirs: StreamId, source: SocketAddr, now: Now) {
         let id = StreamId(self.next_stream);
         self.next_stream += 1;
         self.streams.insert(id, (from, theirs, source));
         self.relay.handle_stream_accepted(id, source, now);
     }
 
-    pub fn handle_frame(&mut self, from: Who, theirs: StreamId, bytes: &[u8], now: Now) {
+    pub(crate) fn handle_frame(&mut self, from: Who, theirs: StreamId, bytes: &[u8], now: Now) {
         if let Some(id) = self.ours(from, theirs) {
             self.relay.handle_frame(id, bytes, now, &mut self.outbox);
         }
     }
 
-    pub fn handle_closed(&mut self, from: Who, theirs: StreamId) {
+    pub(crate) fn handle_closed(&mut self, from: Who, theirs: StreamId) {
         if let Some(id) = self.ours(from, theirs) {
             self.streams.remove(&id);
             self.relay.handle_stream_closed(id);
         }
     }
 
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(crate) fn deadline(&self) -> Option<Instant> {
         self.relay.poll_timeout().into_iter().chain([self.second]).min()
     }
 
-    pub fn handle_timeout(&mut self, now: Now) {
+    pub(crate) fn handle_timeout(&mut self, now: Now) {
         if self.second <= now.instant {
             self.second = now.instant + secs(1);
             self.broker.handle_timeout(now, &mut self.actions);
@@ -217,7 +217,7 @@ impl Server {
         self.relay.handle_timeout(now);
     }
 
-    pub fn take_sent(&mut self) -> Vec<Sent> {
+    pub(crate) fn take_sent(&mut self) -> Vec<Sent> {
         for transmit in self.outbox.sends() {
             let bytes = self.outbox.bytes(transmit.range.clone()).to_vec();
             match transmit.via {
