@@ -479,8 +479,8 @@ impl Path {
         (self.trouble.clone().or(doing).or(failed), next)
     }
 
-    /// One probe of what carries now, for a person who asked; its answer shows in [`Self::quality`] and comes back through
-    /// [`Self::probe_answered`].
+    /// One probe of what carries now, for a person who asked; its answer shows in [`Self::quality`] and is known by the
+    /// transaction that this returns.
     pub fn probe(&mut self, ctx: &mut Ctx<'_>) -> Option<TransactionId> {
         let leg = self.carrier?;
         let id = self.numbers.next(ctx.rng);

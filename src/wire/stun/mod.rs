@@ -39,7 +39,7 @@ use super::frame::Front;
 
 /// Method of RFC 8489 and of everything here: Binding.
 pub const BINDING: u16 = 0x001;
-/// Bind one side of a relay session (private use, RFC 8489 18.2: 0x100-0xFFF is unassigned expert review).
+/// Bind one side of a relay session. Our own: not registered, in the range that needs no RFC (RFC 8489 18.2).
 pub const RELAY_BIND: u16 = 0x0e1;
 
 /// Bytes before the attributes (RFC 8489 5).
