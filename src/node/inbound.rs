@@ -13,7 +13,9 @@ use crate::node::outbound::TAILROOM;
 use crate::node::output::Order;
 use crate::node::output::Output;
 use crate::node::peers::Kind;
+use crate::node::peers::Peer;
 use crate::node::peers::PeerId;
+use crate::node::registration::Registration;
 use crate::path::leg::Leg;
 use crate::punch::keys::attempt_of;
 use crate::tunnel::session;
@@ -107,13 +109,27 @@ impl Node {
             }
             return false;
         }
+        let before: Vec<_> = self.registrations.iter().map(Registration::mapped).collect();
         let registered =
             self.registrations.iter_mut().any(|r| r.handle_response(leg.to, received, now.instant));
         if registered {
             self.local.udp_blocked = false;
             self.learn_mapping(out);
+            if !self.registrations.iter().map(Registration::mapped).eq(before) {
+                self.on_new_mapping(now, out);
+            }
         }
         registered
+    }
+
+    /// The broker sees us at another address than before: whoever is being punched without it must hear of it.
+    fn on_new_mapping(&mut self, now: Now, out: &mut Output) {
+        for id in self.peers.ids() {
+            if let Some(path) = self.peers.get_mut(id).and_then(Peer::path_mut) {
+                path.handle_new_candidates(now.instant);
+            }
+            self.pump(id, now, out);
+        }
     }
 
     /// A WireGuard message.
@@ -238,7 +254,7 @@ impl Node {
     fn answer(&self, id: PeerId, origin: &Origin, answer: &[u8], out: &mut Output) {
         match origin {
             Origin::Leg(leg) => {
-                let carrier = self.peers.get(id).and_then(super::peers::Peer::leg);
+                let carrier = self.peers.get(id).and_then(Peer::leg);
                 carrier.unwrap_or(*leg).push(&mut out.outbox, answer);
                 // A response must reach whoever asked even if our own idea of the way is out of date.
                 if carrier.is_some_and(|at| at != *leg) {

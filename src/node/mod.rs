@@ -486,7 +486,7 @@ impl Node {
             self.routes.remove(id);
             if let Some(mut peer) = self.peers.remove(id) {
                 tracing::info!(peer = %peer.name, "dropped: its certificate is no longer valid");
-                peer.close(out);
+                peer.close(now.instant, out);
             }
         }
         if !gone.is_empty() {
@@ -613,9 +613,9 @@ impl Peer {
     }
 
     /// Ends everything that the peer has open.
-    fn close(&mut self, out: &mut Output) {
+    fn close(&mut self, now: Instant, out: &mut Output) {
         if let Some(path) = self.path_mut() {
-            path.close();
+            path.close(now);
             while let Some(StreamOrder::Close(id)) = path.poll_order() {
                 out.orders.push_back(Order::Close(id));
             }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::path::leg::Leg;
 use crate::wire::stun::TransactionId;
 
 /// A probe without an answer is lost after this: twice the round trip, within bounds.
@@ -40,6 +41,14 @@ pub enum Duty {
     Carrying,
     /// Is kept open.
     Standby,
+}
+
+impl Duty {
+    /// Of `leg`, when `carrier` carries.
+    #[must_use]
+    pub fn of(leg: Leg, carrier: Option<Leg>) -> Self {
+        if Some(leg) == carrier { Self::Carrying } else { Self::Standby }
+    }
 }
 
 /// Probes and their answers on one way.
@@ -95,6 +104,10 @@ impl Health {
     pub fn on_answer(&mut self, id: TransactionId, now: Instant) -> Option<Duration> {
         let at = self.outstanding.iter().position(|(sent, _)| *sent == id)?;
         let (_, sent) = self.outstanding.remove(at)?;
+        if self.is_dead() {
+            // What was lost in the outage says nothing about the way as it is now.
+            self.history.clear();
+        }
         self.record(true);
         let rtt = now.saturating_duration_since(sent);
         self.on_round_trip(rtt, now);

@@ -12,13 +12,14 @@
 //! * Evidence promotes, distress demotes; time alone does neither. Between two direct ways a switch needs a margin.
 //! * A lost path never costs the session: keys and counters live in the tunnel, not here.
 //! * The relay stays bound while there is traffic, so falling back costs a probe timeout and no introduction.
-//! * At most [`MAX_WAYS`] direct ways, [`MAX_RELAYED`] relay sessions and [`MAX_INTRODUCTIONS`] introductions.
+//! * At most [`ways::MAX_WAYS`] direct ways, [`relays::MAX_RELAYED`] relay sessions and [`MAX_INTRODUCTIONS`] introductions.
 
 pub mod effort;
 pub mod health;
 pub mod leg;
+mod relays;
+mod ways;
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 use std::time::Instant;
@@ -34,11 +35,12 @@ use crate::identity::keys::WgPublic;
 use crate::identity::keys::WgSecret;
 use crate::identity::names::MemberName;
 use crate::nat::candidate::Candidate;
-use crate::nat::candidate::Transport;
 use crate::path::effort::Effort;
 use crate::path::health::Duty;
 use crate::path::health::Health;
 use crate::path::leg::Leg;
+use crate::path::relays::Relays;
+use crate::path::ways::Ways;
 use crate::punch::attempt::Attempt;
 use crate::punch::keys::Check;
 use crate::punch::keys::Numbers;
@@ -46,34 +48,17 @@ use crate::punch::keys::PairKeys;
 use crate::punch::keys::Seen;
 use crate::punch::keys::Side;
 use crate::punch::plan;
-use crate::relay::client as relay;
 use crate::wire::broker::RelayOffer;
 use crate::wire::stun;
 use crate::wire::stun::TransactionId;
 
-/// Direct ways remembered per peer: two families, a few interfaces, the one before.
-pub const MAX_WAYS: usize = 8;
-/// Relay sessions per peer: the one in use and those of newer introductions.
-pub const MAX_RELAYED: usize = 3;
 /// Introductions whose keys are believed even if no way uses them: both sides may ask at once, twice, and each may keep
 /// the other one's.
 pub const MAX_INTRODUCTIONS: usize = 4;
 /// Without traffic for this long a path is not worth keeping open.
 pub const IDLE_AFTER: Duration = Duration::from_secs(300);
-/// A better round trip must be better by this much, and by [`MARGIN_SHARE`], before a direct way is left for another.
-const MARGIN: Duration = Duration::from_millis(3);
-/// In parts of a hundred of the old round trip.
-const MARGIN_SHARE: u32 = 80;
 /// Both sides climb the same ladder; one of them waits this much longer, so that one introduction serves both.
 const POLITENESS: Duration = Duration::from_millis(1500);
-/// A packet of this size must pass unfragmented before the peer's TCP is told of full-sized segments: bytes of padding
-/// in a probe that makes an outer IPv4 packet of 1,464 bytes (see `node::outbound`).
-const FULL_SIZE_PADDING: u16 = 1320;
-/// A relay session that nobody was met in is given up after this: the life of an introduction at the broker.
-const RELAY_TRIAL: Duration = Duration::from_secs(30);
-/// Full-sized probes per way.
-const FULL_SIZE_TRIES: u8 = 3;
-
 /// What a path needs from around it for the length of one call.
 pub struct Ctx<'a> {
     /// The moment.
@@ -149,14 +134,13 @@ pub struct Path {
     numbers: Numbers,
     believed: Vec<Believed>,
     attempts: Vec<Attempt>,
-    ways: Vec<Way>,
-    relayed: Vec<Relayed>,
+    ways: Ways,
+    relays: Relays,
     carrier: Option<Leg>,
     effort: Effort,
     wanted: Option<Instant>,
     trouble: Option<String>,
     last_tally: Option<(usize, usize, usize)>,
-    orders: VecDeque<StreamOrder>,
 }
 
 /// An introduction whose keys the peer may use.
@@ -164,34 +148,6 @@ pub struct Path {
 struct Believed {
     keys: PairKeys,
     seen: Seen,
-}
-
-#[derive(Debug)]
-struct Way {
-    leg: Leg,
-    keys: PairKeys,
-    health: Health,
-    full_size: FullSize,
-}
-
-/// Whether full-sized packets are known to pass a way unfragmented.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum FullSize {
-    Unknown { tries: u8, last: Option<(TransactionId, Instant)> },
-    Passes,
-}
-
-#[derive(Debug)]
-struct Relayed {
-    name: MemberName,
-    keys: PairKeys,
-    side: relay::Side,
-    bound: Option<(Leg, Health)>,
-    /// Whether the peer was heard in this session.
-    met: bool,
-    /// The session is over for us.
-    lost: bool,
-    born: Instant,
 }
 
 impl Path {
@@ -204,14 +160,13 @@ impl Path {
             numbers: Numbers::default(),
             believed: Vec::new(),
             attempts: Vec::new(),
-            ways: Vec::new(),
-            relayed: Vec::new(),
+            ways: Ways::default(),
+            relays: Relays::default(),
             carrier: None,
             effort: Effort::fresh(now),
             wanted: None,
             trouble: None,
             last_tally: None,
-            orders: VecDeque::new(),
         }
     }
 
@@ -239,9 +194,7 @@ impl Path {
     }
 
     fn heard(&mut self, leg: Leg, now: Instant) {
-        if let Some(relayed) = self.relayed.iter_mut().find(|r| r.is_bound_to(leg)) {
-            relayed.met = true;
-        }
+        self.relays.on_heard(leg);
         if let Some(health) = self.health_mut(leg) {
             health.on_heard(now);
         }
@@ -263,15 +216,20 @@ impl Path {
         self.effort = self.effort.refreshed(now);
     }
 
+    /// Our mapped address became known, or another: the peer must hear of it, also if it is just being punched with less.
+    pub fn handle_new_candidates(&mut self, now: Instant) {
+        if !self.is_direct() {
+            self.effort = Effort::fresh(now);
+        }
+    }
+
     /// The local network changed: no way can be trusted to work as before, each is probed at once.
     pub fn handle_network_change(&mut self, ctx: &mut Ctx<'_>) {
         let now = ctx.now.instant;
-        for health in self.healths_mut() {
+        for (_, health) in self.healths_mut() {
             health.on_sent(now.checked_sub(Duration::from_secs(1)).unwrap_or(now));
         }
-        for relayed in &mut self.relayed {
-            relayed.side.handle_doubt(ctx.now);
-        }
+        self.relays.handle_doubt(ctx.now);
         self.handle_change(now);
         self.drive(ctx);
     }
@@ -294,7 +252,7 @@ impl Path {
         self.believe(keys.clone());
         self.attempts.push(Attempt::new(keys.clone(), targets, now));
         self.effort = self.effort.introduced();
-        self.bind(&introduction.relays, &keys, ctx);
+        self.relays.bind(introduction.relays, &keys, self.carrier, ctx);
         self.drive(ctx);
     }
 
@@ -313,7 +271,7 @@ impl Path {
                 self.heard(leg, now);
                 leg.push(ctx.outbox, &keys.success(transaction, leg.to));
                 if leg.channel.is_none() {
-                    self.meet(leg, &keys, now);
+                    self.ways.meet(leg, &keys, self.carrier, now);
                     if let Some(attempt) = self.attempts.iter_mut().find(|a| a.keys().attempt() == attempt) {
                         attempt.handle_request(leg.to, now);
                     }
@@ -324,7 +282,7 @@ impl Path {
             }
             Check::Success(..) => return false,
         }
-        self.settle(ctx);
+        self.drive(ctx);
         true
     }
 
@@ -336,35 +294,30 @@ impl Path {
         received: &stun::Received<'_>,
         ctx: &mut Ctx<'_>,
     ) -> bool {
-        let now = ctx.now;
-        let events = self.relayed.iter_mut().map(|r| r.side.handle_response(via, from, received, now));
-        let Some(event) = events.flatten().next() else { return false };
-        self.on_relay(&event);
-        self.settle(ctx);
-        true
+        let known = self.relays.handle_answer(via, from, received, ctx.now);
+        if known {
+            self.drive(ctx);
+        }
+        known
     }
 
     /// Whether a stream was opened for this path.
     #[must_use]
     pub fn owns_stream(&self, id: StreamId) -> bool {
-        self.relayed.iter().any(|r| r.side.owns_stream(id))
+        self.relays.owns_stream(id)
     }
 
     /// A stream that this path had ordered came up (`Ok`), or is gone or never came up (`Err`, in words).
     pub fn handle_stream(&mut self, id: StreamId, news: Result<(), String>, ctx: &mut Ctx<'_>) {
-        let news = news.map_or_else(relay::StreamNews::Closed, |()| relay::StreamNews::Opened);
-        let Some(relayed) = self.relayed.iter_mut().find(|r| r.side.owns_stream(id)) else { return };
-        if let Some(event) = relayed.side.handle_stream(id, news, ctx.now) {
-            self.on_relay(&event);
-        }
-        self.settle(ctx);
+        self.relays.handle_stream(id, news, ctx.now);
+        self.drive(ctx);
     }
 
     /// Time passed.
     pub fn handle_timeout(&mut self, ctx: &mut Ctx<'_>) {
         let now = ctx.now.instant;
         self.effort = self.effort.expire(now);
-        for health in self.healths_mut() {
+        for (_, health) in self.healths_mut() {
             health.expire(now);
         }
         self.finish_attempts(now);
@@ -377,10 +330,10 @@ impl Path {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let attempts = self.attempts.iter().filter_map(Attempt::poll_timeout);
         let over = self.attempts.iter().map(|a| a.started() + crate::punch::attempt::DEADLINE);
-        let probes = self.legs().flat_map(|(leg, health)| {
-            [Some(health.next_probe(self.duty(leg))), health.next_expiry()].into_iter().flatten()
+        let probes = self.healths().flat_map(|(leg, _, health)| {
+            [Some(health.next_probe(Duty::of(leg, self.carrier))), health.next_expiry()].into_iter().flatten()
         });
-        let relays = self.relayed.iter().filter_map(|r| r.side.poll_timeout());
+        let relays = self.relays.poll_timeout();
         // Nothing is asked for a path that is direct, or idle by then: such a deadline would never be met.
         let effort = self.wanted.and_then(|wanted| {
             let rests = matches!(self.effort, Effort::Resting { .. });
@@ -390,14 +343,14 @@ impl Path {
         });
         let idle = self
             .wanted
-            .filter(|_| !self.ways.is_empty() || !self.relayed.is_empty())
+            .filter(|_| !self.ways.is_empty() || !self.relays.is_empty())
             .map(|at| at + IDLE_AFTER);
         attempts.chain(over).chain(probes).chain(relays).chain(effort).chain(idle).min()
     }
 
     /// Work on streams.
     pub fn poll_order(&mut self) -> Option<StreamOrder> {
-        self.orders.pop_front()
+        self.relays.poll_order()
     }
 
     /// Whether the broker should be asked for an introduction now.
@@ -419,16 +372,16 @@ impl Path {
     /// Whether full-sized packets are known to pass what carries now without being fragmented.
     #[must_use]
     pub fn passes_full_size(&self) -> bool {
-        self.ways.iter().any(|way| Some(way.leg) == self.carrier && way.full_size == FullSize::Passes)
+        self.carrier.is_some_and(|leg| self.ways.passes_full_size(leg))
     }
 
     /// What carries now, for people.
     #[must_use]
     pub fn carrier(&self) -> Carrier<'_> {
         let Some(leg) = self.carrier else { return Carrier::None };
-        if let Some(relayed) = self.relayed.iter().find(|r| r.is_bound_to(leg)) {
+        if let Some(name) = self.relays.name_of(leg) {
             let tcp = matches!(leg.via, Via::Stream(_));
-            return Carrier::Relay { name: &relayed.name, tcp, endpoint: leg.to };
+            return Carrier::Relay { name, tcp, endpoint: leg.to };
         }
         match leg.via {
             Via::Udp(_) => Carrier::DirectUdp(leg.to),
@@ -474,7 +427,7 @@ impl Path {
         };
         let failed = self.last_tally.map(|(probes, targets, _)| {
             let addresses = if targets == 1 { "address" } else { "addresses" };
-            format!("no answer to {probes} probes to {targets} {addresses} of the peer: a NAT or firewall on the way lets no UDP through from us")
+            format!("no answer to {probes} probes to {targets} {addresses} of the peer: the NATs and firewalls between us let no packet of either side in")
         });
         (self.trouble.clone().or(doing).or(failed), next)
     }
@@ -499,19 +452,16 @@ impl Path {
     /// Our address as a relay sees it over UDP.
     #[must_use]
     pub fn relay_mapped(&self) -> Option<SocketAddr> {
-        let bound = self.relayed.iter().filter_map(|r| r.side.bound());
-        bound.filter(|b| matches!(b.via, Via::Udp(_))).map(|b| b.mapped).next()
+        self.relays.mapped()
     }
 
     /// Gives up everything: the peer is no longer one.
-    pub fn close(&mut self) {
-        self.ways.clear();
+    pub fn close(&mut self, now: Instant) {
+        self.ways = Ways::default();
         self.attempts.clear();
         self.believed.clear();
-        for mut old in std::mem::take(&mut self.relayed) {
-            self.release(&mut old);
-        }
         self.carrier = None;
+        self.relays.forget(true, None, now);
     }
 
     fn judge(&mut self, attempt: AttemptId, received: &stun::Received<'_>) -> Option<(PairKeys, Check)> {
@@ -530,8 +480,8 @@ impl Path {
         while self.believed.len() >= MAX_INTRODUCTIONS {
             let in_use = |id: AttemptId| {
                 self.attempts.iter().any(|a| a.keys().attempt() == id)
-                    || self.ways.iter().any(|w| w.keys.attempt() == id)
-                    || self.relayed.iter().any(|r| r.keys.attempt() == id)
+                    || self.ways.healths().any(|(_, keys, _)| keys.attempt() == id)
+                    || self.relays.keys().any(|keys| keys.attempt() == id)
             };
             let Some(at) = self.believed.iter().position(|b| !in_use(b.keys.attempt())) else { break };
             self.believed.remove(at);
@@ -541,10 +491,7 @@ impl Path {
 
     /// The peer answered by `leg`. False if that answers nothing that we asked there.
     fn answered(&mut self, leg: Leg, keys: &PairKeys, transaction: TransactionId, now: Instant) -> bool {
-        if let Some(way) = self.ways.iter_mut().find(|w| w.leg == leg)
-            && way.full_size.is_answered_by(transaction)
-        {
-            way.full_size = FullSize::Passes;
+        if self.ways.full_size_answered(leg, transaction) {
             return true;
         }
         if let Some(health) = self.health_mut(leg)
@@ -561,7 +508,7 @@ impl Path {
         let Some(found) = found.filter(|found| found.to == leg.to && leg.channel.is_none()) else {
             return false;
         };
-        self.meet(leg, keys, now);
+        self.ways.meet(leg, keys, self.carrier, now);
         if let Some(health) = self.health_mut(leg) {
             health.on_round_trip(found.rtt, now);
         }
@@ -569,64 +516,6 @@ impl Path {
         self.trouble = None;
         self.last_tally = None;
         true
-    }
-
-    /// The peer is at `leg`: remember the way.
-    fn meet(&mut self, leg: Leg, keys: &PairKeys, now: Instant) {
-        if let Some(way) = self.ways.iter_mut().find(|w| w.leg == leg) {
-            way.keys = keys.clone();
-            return;
-        }
-        if self.ways.len() == MAX_WAYS {
-            let carrier = self.carrier;
-            let oldest = (0..self.ways.len())
-                .filter(|i| self.ways.get(*i).is_some_and(|w| Some(w.leg) != carrier))
-                .min_by_key(|i| self.ways.get(*i).map(|w| (w.health.is_proven(), w.health.heard())));
-            if let Some(oldest) = oldest {
-                self.ways.remove(oldest);
-            }
-        }
-        let full_size = FullSize::Unknown { tries: 0, last: None };
-        self.ways.push(Way { leg, keys: keys.clone(), health: Health::new(now), full_size });
-    }
-
-    fn bind(&mut self, grants: &[RelayGrant], keys: &PairKeys, ctx: &mut Ctx<'_>) {
-        let Some(grant) = grants.first() else {
-            if self.carrier.is_none() && self.trouble.is_none() {
-                self.trouble = Some("the network has no relay".to_owned());
-            }
-            return;
-        };
-        let mut offer = grant.offer.clone();
-        offer.endpoints.retain(|e| match e.transport {
-            Transport::Udp => plan::is_relay(ctx.local, e.addr) && ctx.local.udp,
-            Transport::Tcp => plan::is_relay(ctx.local, e.addr),
-        });
-        let mut side = match relay::Side::new(&offer, ctx.wg, &grant.certificate, ctx.now, ctx.rng.fork()) {
-            Ok(side) => side,
-            Err(why) => {
-                self.trouble = Some(why.to_string());
-                return;
-            }
-        };
-        if ctx.local.udp_blocked {
-            side.handle_udp_blocked(ctx.now);
-        }
-        while self.relayed.len() >= MAX_RELAYED {
-            let carrier = self.carrier;
-            let spare = self.relayed.iter().position(|r| !carrier.is_some_and(|leg| r.is_bound_to(leg)));
-            let mut old = self.relayed.remove(spare.unwrap_or(0));
-            self.release(&mut old);
-        }
-        self.relayed.push(Relayed {
-            name: grant.certificate.subject.uri.name.clone(),
-            keys: keys.clone(),
-            side,
-            bound: None,
-            met: false,
-            lost: false,
-            born: ctx.now.instant,
-        });
     }
 
     /// Sends whatever is due: probes of attempts, of ways, of relay sessions.
@@ -637,67 +526,14 @@ impl Path {
                 Leg::udp(probe.to).push(ctx.outbox, &probe.message);
             }
         }
-        self.drive_relays(ctx);
+        let settled = self.carrier.is_some_and(|leg| leg.channel.is_none() && self.is_proven(leg));
+        self.relays.drive(settled, self.carrier, ctx);
+        if let Some(why) = self.relays.take_trouble() {
+            self.trouble.get_or_insert(why);
+        }
         self.reconsider(now);
-        self.probe_ways(ctx);
-    }
-
-    fn drive_relays(&mut self, ctx: &mut Ctx<'_>) {
-        let mut news = Vec::new();
-        for relayed in &mut self.relayed {
-            news.extend(relayed.side.handle_timeout(ctx.now));
-            while let Some(order) = relayed.side.poll_order() {
-                self.orders.push_back(match order {
-                    relay::Order::Open(to) => {
-                        let id = StreamId(*ctx.next_stream);
-                        // The top half of the range is the doors' own, for accepted streams.
-                        *ctx.next_stream = (*ctx.next_stream + 1) & 0x7fff_ffff;
-                        relayed.side.on_stream_named(id);
-                        StreamOrder::Open(id, to)
-                    }
-                    relay::Order::Close(id) => StreamOrder::Close(id),
-                });
-            }
-            while let Some((via, to, message)) = relayed.side.poll_transmit() {
-                ctx.outbox.push(via, to, &message);
-            }
-            relayed.sync(ctx.now.instant);
-        }
-        for event in &news {
-            self.on_relay(event);
-        }
-        self.relayed.retain(|r| !r.lost);
-    }
-
-    fn probe_ways(&mut self, ctx: &mut Ctx<'_>) {
-        let now = ctx.now.instant;
-        let carrier = self.carrier;
-        let duty = |leg: Leg| if Some(leg) == carrier { Duty::Carrying } else { Duty::Standby };
-        for way in &mut self.ways {
-            if way.health.next_probe(duty(way.leg)) <= now {
-                let id = self.numbers.next(ctx.rng);
-                way.leg.push(ctx.outbox, &way.keys.request(id, 0));
-                way.health.on_probe(id, now);
-            }
-            if way.health.is_proven()
-                && matches!(way.leg.via, Via::Udp(_))
-                && let Some(id) = way.full_size.next(now, &mut self.numbers, ctx.rng)
-            {
-                ctx.outbox.push_unfragmented(
-                    way.leg.via,
-                    way.leg.to,
-                    &way.keys.request(id, FULL_SIZE_PADDING),
-                );
-            }
-        }
-        for relayed in &mut self.relayed {
-            let Some((leg, health)) = &mut relayed.bound else { continue };
-            if health.next_probe(duty(*leg)) <= now {
-                let id = self.numbers.next(ctx.rng);
-                leg.push(ctx.outbox, &relayed.keys.request(id, 0));
-                health.on_probe(id, now);
-            }
-        }
+        self.ways.probe(self.carrier, &mut self.numbers, ctx);
+        self.relays.probe(self.carrier, &mut self.numbers, ctx);
     }
 
     fn finish_attempts(&mut self, now: Instant) {
@@ -724,65 +560,19 @@ impl Path {
         if idle {
             self.believed.clear();
         }
-        self.ways.retain(|way| !idle && !way.health.is_forgotten(now));
-        // Beside a direct way the newest relay session that works is kept warm; others only while they are young.
-        let carrier = self.carrier;
-        let works = |r: &&Relayed| r.met && r.bound.as_ref().is_some_and(|(_, health)| !health.is_dead());
-        let warm = self.relayed.iter().filter(works).map(|r| r.born).max();
-        let keep = |r: &Relayed| {
-            let in_use = carrier.is_some_and(|leg| r.is_bound_to(leg));
-            let young = now < r.born + RELAY_TRIAL;
-            !idle && (in_use || young || Some(r.born) == warm)
-        };
-        let (kept, dropped): (Vec<Relayed>, Vec<Relayed>) = self.relayed.drain(..).partition(keep);
-        self.relayed = kept;
-        for mut old in dropped {
-            self.release(&mut old);
-        }
-    }
-
-    fn on_relay(&mut self, event: &relay::Event) {
-        match event {
-            relay::Event::Bound(_) => {}
-            relay::Event::Lost(why) => self.trouble = Some(why.to_string()),
-        }
-    }
-
-    fn release(&mut self, relayed: &mut Relayed) {
-        relayed.side.close();
-        while let Some(order) = relayed.side.poll_order() {
-            if let relay::Order::Close(id) = order {
-                self.orders.push_back(StreamOrder::Close(id));
-            }
-        }
-    }
-
-    /// After anything was taken in: let the relay sessions tell where they are bound, choose, send what is due.
-    fn settle(&mut self, ctx: &mut Ctx<'_>) {
-        for relayed in &mut self.relayed {
-            relayed.sync(ctx.now.instant);
-        }
-        self.drive(ctx);
+        self.ways.forget(idle, now);
+        self.relays.forget(idle, self.carrier, now);
     }
 
     /// Chooses what carries: a proven direct way, a relay over which the peer was heard, a direct way that only the peer
     /// has proven, a relay at which the peer may still turn up. A proven direct way is left for another by a margin only.
     fn reconsider(&mut self, now: Instant) {
-        let alive = || self.ways.iter().filter(|way| !way.health.is_dead());
-        let rtt = |way: &&Way| way.health.rtt().unwrap_or(Duration::MAX);
-        let best = alive().filter(|way| way.health.is_proven()).min_by_key(rtt);
-        let current = alive().find(|way| Some(way.leg) == self.carrier && way.health.is_proven());
-        let proven = match (best, current) {
-            (Some(best), Some(current)) if !is_clearly_better(best, current) => Some(current.leg),
-            (best, _) => best.map(|way| way.leg),
-        };
-        let provisional = alive().max_by_key(|way| way.health.heard()).map(|way| way.leg);
-        let relay = |met: bool| {
-            let bound = self.relayed.iter().filter(|r| r.met == met);
-            let bound = bound.filter_map(|r| r.bound.as_ref().map(|(leg, health)| (r.born, leg, health)));
-            bound.filter(|(_, _, h)| !h.is_dead()).max_by_key(|(born, _, _)| *born).map(|(_, leg, _)| *leg)
-        };
-        let chosen = proven.or_else(|| relay(true)).or(provisional).or_else(|| relay(false));
+        let chosen = self
+            .ways
+            .best_proven(self.carrier)
+            .or_else(|| self.relays.best(true))
+            .or_else(|| self.ways.last_heard())
+            .or_else(|| self.relays.best(false));
         let Some(old) = self.carrier.filter(|old| Some(*old) != chosen) else {
             self.carrier = chosen;
             return;
@@ -796,82 +586,31 @@ impl Path {
         self.carrier = chosen;
     }
 
-    fn legs(&self) -> impl Iterator<Item = (Leg, &Health)> {
-        let ways = self.ways.iter().map(|way| (way.leg, &way.health));
-        ways.chain(self.relayed.iter().filter_map(|r| r.bound.as_ref().map(|(leg, health)| (*leg, health))))
+    fn healths(&self) -> impl Iterator<Item = (Leg, &PairKeys, &Health)> {
+        self.ways.healths().chain(self.relays.healths())
     }
 
-    fn healths_mut(&mut self) -> impl Iterator<Item = &mut Health> {
-        let ways = self.ways.iter_mut().map(|way| &mut way.health);
-        ways.chain(self.relayed.iter_mut().filter_map(|r| r.bound.as_mut().map(|(_, health)| health)))
+    fn healths_mut(&mut self) -> impl Iterator<Item = (Leg, &mut Health)> {
+        self.ways.healths_mut().chain(self.relays.healths_mut())
     }
 
     fn health(&self, leg: Leg) -> Option<&Health> {
-        self.legs().find(|(at, _)| *at == leg).map(|(_, health)| health)
+        self.healths().find(|(at, ..)| *at == leg).map(|(_, _, health)| health)
     }
 
     fn health_mut(&mut self, leg: Leg) -> Option<&mut Health> {
-        let way = self.ways.iter_mut().find(|way| way.leg == leg).map(|way| &mut way.health);
-        way.or_else(|| {
-            self.relayed
-                .iter_mut()
-                .filter_map(|r| r.bound.as_mut())
-                .find(|(at, _)| *at == leg)
-                .map(|(_, health)| health)
-        })
+        self.healths_mut().find(|(at, _)| *at == leg).map(|(_, health)| health)
     }
 
     fn keys_of(&self, leg: Leg) -> Option<&PairKeys> {
-        let way = self.ways.iter().find(|way| way.leg == leg).map(|way| &way.keys);
-        way.or_else(|| self.relayed.iter().find(|r| r.is_bound_to(leg)).map(|r| &r.keys))
+        self.healths().find(|(at, ..)| *at == leg).map(|(_, keys, _)| keys)
     }
 
-    fn duty(&self, leg: Leg) -> Duty {
-        if Some(leg) == self.carrier { Duty::Carrying } else { Duty::Standby }
+    fn is_proven(&self, leg: Leg) -> bool {
+        self.health(leg).is_some_and(Health::is_proven)
     }
 
     fn patience(&self) -> Duration {
         if self.polite && self.last_tally.is_some() { POLITENESS } else { Duration::ZERO }
     }
-}
-
-impl Relayed {
-    fn is_bound_to(&self, leg: Leg) -> bool {
-        self.bound.as_ref().is_some_and(|(at, _)| *at == leg)
-    }
-
-    /// Takes over where the session is bound now.
-    fn sync(&mut self, now: Instant) {
-        let leg = self.side.bound().map(|b| Leg { via: b.via, to: b.endpoint, channel: Some(b.channel) });
-        self.bound = match (self.bound.take(), leg) {
-            (_, None) => None,
-            (Some((_, health)), Some(leg)) => Some((leg, health)),
-            (None, Some(leg)) => Some((leg, Health::new(now))),
-        };
-        self.lost = self.bound.is_none() && self.side.poll_timeout().is_none() && !self.side.is_opening();
-    }
-}
-
-impl FullSize {
-    fn is_answered_by(self, transaction: TransactionId) -> bool {
-        matches!(self, Self::Unknown { last: Some((id, _)), .. } if id == transaction)
-    }
-
-    /// The next full-sized probe, if one is due.
-    fn next(&mut self, now: Instant, numbers: &mut Numbers, rng: &mut Rng) -> Option<TransactionId> {
-        let Self::Unknown { tries, last } = self else { return None };
-        let waited = last.is_none_or(|(_, at)| now >= at + Duration::from_secs(1));
-        if *tries >= FULL_SIZE_TRIES || !waited {
-            return None;
-        }
-        let id = numbers.next(rng);
-        *tries += 1;
-        *last = Some((id, now));
-        Some(id)
-    }
-}
-
-fn is_clearly_better(best: &Way, current: &Way) -> bool {
-    let (Some(best), Some(current)) = (best.health.rtt(), current.health.rtt()) else { return false };
-    best + MARGIN < current && best * 100 < current * MARGIN_SHARE
 }

@@ -1,0 +1,300 @@
+//! The relay sessions to one peer: bound one after another until the peer is met in one.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::base::id::StreamId;
+use crate::base::time::Now;
+use crate::base::transmit::Via;
+use crate::identity::names::MemberName;
+use crate::nat::candidate::Transport;
+use crate::path::Ctx;
+use crate::path::RelayGrant;
+use crate::path::StreamOrder;
+use crate::path::health::Duty;
+use crate::path::health::Health;
+use crate::path::leg::Leg;
+use crate::punch::keys::Numbers;
+use crate::punch::keys::PairKeys;
+use crate::punch::plan;
+use crate::relay::client;
+use crate::wire::stun;
+
+/// Relay sessions per peer: the one in use and those of newer introductions.
+pub(super) const MAX_RELAYED: usize = 3;
+/// A relay session that nobody was met in is given up after this: the life of an introduction at the broker.
+const TRIAL: Duration = Duration::from_secs(30);
+/// Nobody met at the first relay of an introduction for this long: both sides go to the second. Longer than a bind and a
+/// probe over any but satellite lines, TCP included.
+const NEXT_AFTER: Duration = Duration::from_millis(1500);
+
+/// Relay sessions, at most [`MAX_RELAYED`], and what is in reserve.
+#[derive(Debug, Default)]
+pub(super) struct Relays {
+    sessions: Vec<Session>,
+    reserve: Option<Reserve>,
+    orders: VecDeque<StreamOrder>,
+    trouble: Option<String>,
+}
+
+#[derive(Debug)]
+struct Session {
+    name: MemberName,
+    keys: PairKeys,
+    side: client::Side,
+    bound: Option<(Leg, Health)>,
+    /// Whether the peer was heard in this session.
+    met: bool,
+    born: Instant,
+}
+
+/// The other relays of the newest introduction.
+#[derive(Debug)]
+struct Reserve {
+    due: Instant,
+    keys: PairKeys,
+    grants: VecDeque<RelayGrant>,
+}
+
+impl Relays {
+    /// Goes to the first of `grants`; the others are in reserve.
+    pub(super) fn bind(
+        &mut self,
+        grants: Vec<RelayGrant>,
+        keys: &PairKeys,
+        carrier: Option<Leg>,
+        ctx: &mut Ctx<'_>,
+    ) {
+        let mut grants = VecDeque::from(grants);
+        match grants.pop_front() {
+            Some(grant) => self.open(&grant, keys.clone(), carrier, ctx),
+            None if carrier.is_none() => self.trouble = Some("the network has no relay".to_owned()),
+            None => {}
+        }
+        let due = ctx.now.instant + NEXT_AFTER;
+        self.reserve = (!grants.is_empty()).then(|| Reserve { due, keys: keys.clone(), grants });
+    }
+
+    /// Lets time pass in every session, and sends what is due; `settled` if a relay is not needed any more.
+    pub(super) fn drive(&mut self, settled: bool, carrier: Option<Leg>, ctx: &mut Ctx<'_>) {
+        self.open_reserve(settled, carrier, ctx);
+        for session in &mut self.sessions {
+            if let Some(client::Event::Lost(why)) = session.side.handle_timeout(ctx.now) {
+                self.trouble = Some(why.to_string());
+            }
+            while let Some(order) = session.side.poll_order() {
+                self.orders.push_back(match order {
+                    client::Order::Open(to) => {
+                        let id = StreamId(*ctx.next_stream);
+                        // The top half of the range is the doors' own, for accepted streams.
+                        *ctx.next_stream = (*ctx.next_stream + 1) & 0x7fff_ffff;
+                        session.side.on_stream_named(id);
+                        StreamOrder::Open(id, to)
+                    }
+                    client::Order::Close(id) => StreamOrder::Close(id),
+                });
+            }
+            while let Some((via, to, message)) = session.side.poll_transmit() {
+                ctx.outbox.push(via, to, &message);
+            }
+        }
+        self.sync(ctx.now.instant);
+        self.sessions.retain(|session| !session.is_lost());
+    }
+
+    /// Sends the probes that are due.
+    pub(super) fn probe(&mut self, carrier: Option<Leg>, numbers: &mut Numbers, ctx: &mut Ctx<'_>) {
+        let now = ctx.now.instant;
+        for session in &mut self.sessions {
+            let Some((leg, health)) = &mut session.bound else { continue };
+            if health.next_probe(Duty::of(*leg, carrier)) <= now {
+                let id = numbers.next(ctx.rng);
+                leg.push(ctx.outbox, &session.keys.request(id, 0));
+                health.on_probe(id, now);
+            }
+        }
+    }
+
+    /// A message of a relay's own protocol. False if no session waits for it.
+    pub(super) fn handle_answer(
+        &mut self,
+        via: Via,
+        from: SocketAddr,
+        received: &stun::Received<'_>,
+        now: Now,
+    ) -> bool {
+        let mut events = self.sessions.iter_mut().map(|s| s.side.handle_response(via, from, received, now));
+        let answered = events.any(|event| event.is_some());
+        self.sync(now.instant);
+        answered
+    }
+
+    /// What became of a stream of ours.
+    pub(super) fn handle_stream(&mut self, id: StreamId, news: Result<(), String>, now: Now) {
+        let news = news.map_or_else(client::StreamNews::Closed, |()| client::StreamNews::Opened);
+        let Some(session) = self.sessions.iter_mut().find(|s| s.side.owns_stream(id)) else { return };
+        if let Some(client::Event::Lost(why)) = session.side.handle_stream(id, news, now) {
+            self.trouble = Some(why.to_string());
+        }
+        self.sync(now.instant);
+    }
+
+    /// Nothing is certain any more: binds again at once.
+    pub(super) fn handle_doubt(&mut self, now: Now) {
+        for session in &mut self.sessions {
+            session.side.handle_doubt(now);
+        }
+    }
+
+    /// The peer was heard by `leg`.
+    pub(super) fn on_heard(&mut self, leg: Leg) {
+        if let Some(session) = self.sessions.iter_mut().find(|session| session.is_bound_to(leg)) {
+            session.met = true;
+        }
+    }
+
+    /// The newest session that works and in which the peer was met (or, without `met`, was not yet).
+    pub(super) fn best(&self, met: bool) -> Option<Leg> {
+        let fit = self.sessions.iter().filter(|session| session.met == met);
+        let bound = fit.filter_map(|s| s.bound.as_ref().map(|(leg, health)| (s.born, *leg, health)));
+        bound.filter(|(_, _, health)| !health.is_dead()).max_by_key(|(born, ..)| *born).map(|(_, leg, _)| leg)
+    }
+
+    /// Drops what is no longer worth its probes, or all. Beside a direct way the newest session that works is kept warm;
+    /// others only while they are young.
+    pub(super) fn forget(&mut self, all: bool, carrier: Option<Leg>, now: Instant) {
+        let works = |s: &&Session| s.met && s.bound.as_ref().is_some_and(|(_, health)| !health.is_dead());
+        let warm = self.sessions.iter().filter(works).map(|s| s.born).max();
+        let keep = |s: &Session| {
+            let in_use = carrier.is_some_and(|leg| s.is_bound_to(leg));
+            !all && (in_use || now < s.born + TRIAL || Some(s.born) == warm)
+        };
+        let (kept, dropped): (Vec<Session>, Vec<Session>) = self.sessions.drain(..).partition(keep);
+        self.sessions = kept;
+        dropped.into_iter().for_each(|old| self.release(old));
+        if all {
+            self.reserve = None;
+        }
+    }
+
+    /// Why there is no relay, in words, if something went wrong since the last call.
+    pub(super) fn take_trouble(&mut self) -> Option<String> {
+        self.trouble.take()
+    }
+
+    pub(super) fn poll_order(&mut self) -> Option<StreamOrder> {
+        self.orders.pop_front()
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let sessions = self.sessions.iter().filter_map(|session| session.side.poll_timeout());
+        sessions.chain(self.reserve.as_ref().map(|reserve| reserve.due)).min()
+    }
+
+    pub(super) fn owns_stream(&self, id: StreamId) -> bool {
+        self.sessions.iter().any(|session| session.side.owns_stream(id))
+    }
+
+    /// The name of the relay behind `leg`.
+    pub(super) fn name_of(&self, leg: Leg) -> Option<&MemberName> {
+        self.sessions.iter().find(|session| session.is_bound_to(leg)).map(|session| &session.name)
+    }
+
+    /// Our address as a relay sees it over UDP.
+    pub(super) fn mapped(&self) -> Option<SocketAddr> {
+        let bound = self.sessions.iter().filter_map(|session| session.side.bound());
+        bound.filter(|bound| matches!(bound.via, Via::Udp(_))).map(|bound| bound.mapped).next()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
+    /// The keys of every session, bound or not.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &PairKeys> {
+        self.sessions.iter().map(|session| &session.keys)
+    }
+
+    pub(super) fn healths(&self) -> impl Iterator<Item = (Leg, &PairKeys, &Health)> {
+        self.sessions.iter().filter_map(|s| s.bound.as_ref().map(|(leg, health)| (*leg, &s.keys, health)))
+    }
+
+    pub(super) fn healths_mut(&mut self) -> impl Iterator<Item = (Leg, &mut Health)> {
+        self.sessions.iter_mut().filter_map(|s| s.bound.as_mut().map(|(leg, health)| (*leg, health)))
+    }
+
+    /// Goes to the next relay if nobody was met at the one before.
+    fn open_reserve(&mut self, settled: bool, carrier: Option<Leg>, ctx: &mut Ctx<'_>) {
+        let Some(mut reserve) = self.reserve.take_if(|reserve| settled || reserve.due <= ctx.now.instant)
+        else {
+            return;
+        };
+        let attempt = reserve.keys.attempt();
+        let met = self.sessions.iter().any(|s| s.met && s.keys.attempt() == attempt);
+        let Some(grant) = reserve.grants.pop_front().filter(|_| !settled && !met) else { return };
+        self.open(&grant, reserve.keys.clone(), carrier, ctx);
+        reserve.due = ctx.now.instant + NEXT_AFTER;
+        self.reserve = Some(reserve).filter(|reserve| !reserve.grants.is_empty());
+    }
+
+    fn open(&mut self, grant: &RelayGrant, keys: PairKeys, carrier: Option<Leg>, ctx: &mut Ctx<'_>) {
+        let mut offer = grant.offer.clone();
+        offer.endpoints.retain(|e| match e.transport {
+            Transport::Udp => plan::is_relay(ctx.local, e.addr) && ctx.local.udp,
+            Transport::Tcp => plan::is_relay(ctx.local, e.addr),
+        });
+        let mut side = match client::Side::new(&offer, ctx.wg, &grant.certificate, ctx.now, ctx.rng.fork()) {
+            Ok(side) => side,
+            Err(why) => {
+                self.trouble = Some(why.to_string());
+                return;
+            }
+        };
+        if ctx.local.udp_blocked {
+            side.handle_udp_blocked(ctx.now);
+        }
+        while self.sessions.len() >= MAX_RELAYED {
+            let spare = self.sessions.iter().position(|s| !carrier.is_some_and(|leg| s.is_bound_to(leg)));
+            let old = self.sessions.remove(spare.unwrap_or(0));
+            self.release(old);
+        }
+        let name = grant.certificate.subject.uri.name.clone();
+        self.sessions.push(Session { name, keys, side, bound: None, met: false, born: ctx.now.instant });
+    }
+
+    fn sync(&mut self, now: Instant) {
+        self.sessions.iter_mut().for_each(|session| session.sync(now));
+    }
+
+    fn release(&mut self, mut session: Session) {
+        session.side.close();
+        while let Some(order) = session.side.poll_order() {
+            if let client::Order::Close(id) = order {
+                self.orders.push_back(StreamOrder::Close(id));
+            }
+        }
+    }
+}
+
+impl Session {
+    fn is_bound_to(&self, leg: Leg) -> bool {
+        self.bound.as_ref().is_some_and(|(at, _)| *at == leg)
+    }
+
+    /// Takes over where the session is bound now.
+    fn sync(&mut self, now: Instant) {
+        let leg = self.side.bound().map(|b| Leg { via: b.via, to: b.endpoint, channel: Some(b.channel) });
+        self.bound = match (self.bound.take(), leg) {
+            (_, None) => None,
+            (Some((_, health)), Some(leg)) => Some((leg, health)),
+            (None, Some(leg)) => Some((leg, Health::new(now))),
+        };
+    }
+
+    /// Given up: not bound, and nothing under way that could change it.
+    fn is_lost(&self) -> bool {
+        self.bound.is_none() && self.side.poll_timeout().is_none() && !self.side.is_opening()
+    }
+}

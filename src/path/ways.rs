@@ -1,0 +1,156 @@
+//! The direct ways to one peer: a handful of legs, each with the keys it is checked under and its health.
+
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::base::rng::Rng;
+use crate::base::transmit::Via;
+use crate::path::Ctx;
+use crate::path::health::Duty;
+use crate::path::health::Health;
+use crate::path::leg::Leg;
+use crate::punch::keys::Numbers;
+use crate::punch::keys::PairKeys;
+use crate::wire::stun::TransactionId;
+
+/// Direct ways remembered per peer: two families, a few interfaces, the one before.
+pub(super) const MAX_WAYS: usize = 8;
+/// A better round trip must be better by this much, and by [`MARGIN_SHARE`], before a direct way is left for another.
+const MARGIN: Duration = Duration::from_millis(3);
+/// In parts of a hundred of the old round trip.
+const MARGIN_SHARE: u32 = 80;
+/// A packet of this size must pass unfragmented before the peer's TCP is told of full-sized segments: bytes of padding
+/// in a probe that makes an outer IPv4 packet of 1,464 bytes (see `node::outbound`).
+const FULL_SIZE_PADDING: u16 = 1320;
+/// Full-sized probes per way.
+const FULL_SIZE_TRIES: u8 = 3;
+
+/// Direct ways, at most [`MAX_WAYS`].
+#[derive(Debug, Default)]
+pub(super) struct Ways(Vec<Way>);
+
+#[derive(Debug)]
+struct Way {
+    leg: Leg,
+    keys: PairKeys,
+    health: Health,
+    full_size: FullSize,
+}
+
+/// Whether full-sized packets are known to pass a way unfragmented.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum FullSize {
+    Unknown { tries: u8, last: Option<(TransactionId, Instant)> },
+    Passes,
+}
+
+impl Ways {
+    /// The peer is at `leg`: remembers the way; with too many, the least proven that does not carry is forgotten.
+    pub(super) fn meet(&mut self, leg: Leg, keys: &PairKeys, carrier: Option<Leg>, now: Instant) {
+        if let Some(way) = self.0.iter_mut().find(|way| way.leg == leg) {
+            way.keys = keys.clone();
+            return;
+        }
+        if self.0.len() == MAX_WAYS {
+            let spare = self.0.iter().enumerate().filter(|(_, way)| Some(way.leg) != carrier);
+            let least = spare.min_by_key(|(_, way)| (way.health.is_proven(), way.health.heard()));
+            if let Some(at) = least.map(|(at, _)| at) {
+                self.0.remove(at);
+            }
+        }
+        let full_size = FullSize::Unknown { tries: 0, last: None };
+        self.0.push(Way { leg, keys: keys.clone(), health: Health::new(now), full_size });
+    }
+
+    /// Sends the probes that are due.
+    pub(super) fn probe(&mut self, carrier: Option<Leg>, numbers: &mut Numbers, ctx: &mut Ctx<'_>) {
+        let now = ctx.now.instant;
+        for way in &mut self.0 {
+            if way.health.next_probe(Duty::of(way.leg, carrier)) <= now {
+                let id = numbers.next(ctx.rng);
+                way.leg.push(ctx.outbox, &way.keys.request(id, 0));
+                way.health.on_probe(id, now);
+            }
+            if way.health.is_proven()
+                && matches!(way.leg.via, Via::Udp(_))
+                && let Some(id) = way.full_size.next(now, numbers, ctx.rng)
+            {
+                let probe = way.keys.request(id, FULL_SIZE_PADDING);
+                ctx.outbox.push_unfragmented(way.leg.via, way.leg.to, &probe);
+            }
+        }
+    }
+
+    /// Takes the answer to a full-sized probe; false if it answers none.
+    pub(super) fn full_size_answered(&mut self, leg: Leg, transaction: TransactionId) -> bool {
+        let asked = self.0.iter_mut().find(|way| way.leg == leg && way.full_size.is_answered_by(transaction));
+        let answered = asked.is_some();
+        if let Some(way) = asked {
+            way.full_size = FullSize::Passes;
+        }
+        answered
+    }
+
+    /// Whether full-sized packets are known to pass `leg` without being fragmented.
+    pub(super) fn passes_full_size(&self, leg: Leg) -> bool {
+        self.0.iter().any(|way| way.leg == leg && way.full_size == FullSize::Passes)
+    }
+
+    /// The proven way with the best round trip; `carrier` stays unless another is better by a margin.
+    pub(super) fn best_proven(&self, carrier: Option<Leg>) -> Option<Leg> {
+        let proven = || self.0.iter().filter(|way| !way.health.is_dead() && way.health.is_proven());
+        let best = proven().min_by_key(|way| way.health.rtt().unwrap_or(Duration::MAX));
+        let current = proven().find(|way| Some(way.leg) == carrier);
+        match (best, current) {
+            (Some(best), Some(current)) if !is_clearly_better(best, current) => Some(current.leg),
+            (best, _) => best.map(|way| way.leg),
+        }
+    }
+
+    /// The way by which the peer was heard last, proven or not.
+    pub(super) fn last_heard(&self) -> Option<Leg> {
+        let alive = self.0.iter().filter(|way| !way.health.is_dead());
+        alive.max_by_key(|way| way.health.heard()).map(|way| way.leg)
+    }
+
+    /// Drops ways that have been dead for long, or all.
+    pub(super) fn forget(&mut self, all: bool, now: Instant) {
+        self.0.retain(|way| !all && !way.health.is_forgotten(now));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn healths(&self) -> impl Iterator<Item = (Leg, &PairKeys, &Health)> {
+        self.0.iter().map(|way| (way.leg, &way.keys, &way.health))
+    }
+
+    pub(super) fn healths_mut(&mut self) -> impl Iterator<Item = (Leg, &mut Health)> {
+        self.0.iter_mut().map(|way| (way.leg, &mut way.health))
+    }
+}
+
+impl FullSize {
+    fn is_answered_by(self, transaction: TransactionId) -> bool {
+        matches!(self, Self::Unknown { last: Some((id, _)), .. } if id == transaction)
+    }
+
+    /// The next full-sized probe, if one is due.
+    fn next(&mut self, now: Instant, numbers: &mut Numbers, rng: &mut Rng) -> Option<TransactionId> {
+        let Self::Unknown { tries, last } = self else { return None };
+        let waited = last.is_none_or(|(_, at)| now >= at + Duration::from_secs(1));
+        if *tries >= FULL_SIZE_TRIES || !waited {
+            return None;
+        }
+        let id = numbers.next(rng);
+        *tries += 1;
+        *last = Some((id, now));
+        Some(id)
+    }
+}
+
+fn is_clearly_better(best: &Way, current: &Way) -> bool {
+    let (Some(best), Some(current)) = (best.health.rtt(), current.health.rtt()) else { return false };
+    best + MARGIN < current && best * 100 < current * MARGIN_SHARE
+}
