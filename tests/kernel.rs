@@ -233,7 +233,7 @@ fn every_change_of_links_addresses_and_routes_is_told() {
 }
 
 #[test]
-fn a_datagram_above_the_mtu_is_reported_and_not_cut() {
+fn a_datagram_that_asks_whether_its_size_passes_is_reported_and_not_cut() {
     let Some(()) = inside(test_name!(), "") else { return };
     let (tun, _netlink) = block_on(device());
     let mut doors = Doors::new().unwrap();
@@ -245,7 +245,7 @@ fn a_datagram_above_the_mtu_is_reported_and_not_cut() {
         let far: SocketAddr = far.parse().unwrap();
         doors.bind_udp(id, near.parse().unwrap()).unwrap();
         for size in [most + 1, most, 3000] {
-            outbox.push(Via::Udp(id), far, &vec![0; size]);
+            outbox.push_unfragmented(Via::Udp(id), far, &vec![0; size]);
         }
         doors.send(&mut outbox);
         assert_eq!(doors.take_too_big(), [(far, most + 1)]);
@@ -253,6 +253,20 @@ fn a_datagram_above_the_mtu_is_reported_and_not_cut() {
         assert_eq!(packets.iter().map(Vec::len).collect::<Vec<_>>(), [1280]);
         assert!(far.is_ipv6() || packets[0][6] & 0x40 != 0, "don't fragment");
     }
+}
+
+#[test]
+fn an_ordinary_datagram_above_the_mtu_is_cut_and_arrives() {
+    let Some(()) = inside(test_name!(), "") else { return };
+    let (tun, _netlink) = block_on(device());
+    let mut doors = Doors::new().unwrap();
+    let mut outbox = Outbox::default();
+    doors.bind_udp(SocketId::V4, "10.77.0.1:0".parse().unwrap()).unwrap();
+    outbox.push(Via::Udp(SocketId::V4), "10.77.0.2:9".parse().unwrap(), &[0; 2000]);
+    doors.send(&mut outbox);
+    assert!(doors.take_too_big().is_empty());
+    let fragments = packets(&tun, 2);
+    assert!(fragments.iter().all(|fragment| fragment[6] & 0x40 == 0), "routers may cut it further");
 }
 
 #[test]

@@ -90,7 +90,7 @@ impl Servers {
     pub fn broker_loopback(&self) -> Option<SocketAddr> {
         let listen = self.broker.as_ref()?.handle.listen();
         let any = listen.iter().find(|at| at.ip().is_unspecified() || at.ip().is_loopback());
-        any.map(|at| SocketAddr::new(loopback_of(at.ip()), at.port())).or(listen.first().copied())
+        any.map(|at| SocketAddr::new(loopback_of(at.ip()), at.port())).or_else(|| listen.first().copied())
     }
 
     /// A new invite.

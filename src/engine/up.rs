@@ -306,7 +306,7 @@ impl Running<'_> {
         }
     }
 
-    async fn on_network(&mut self, netlink: &Netlink) {
+    async fn on_network(&self, netlink: &Netlink) {
         match netlink.local_addresses(Some(&self.interface)).await {
             Ok(addrs) => {
                 self.member.send(Command::Network(addrs));

@@ -12,7 +12,7 @@
 //! * Evidence promotes, distress demotes; time alone does neither. Between two direct ways a switch needs a margin.
 //! * A lost path never costs the session: keys and counters live in the tunnel, not here.
 //! * The relay stays bound while there is traffic, so falling back costs a probe timeout and no introduction.
-//! * At most [`ways::MAX_WAYS`] direct ways, [`relays::MAX_RELAYED`] relay sessions and [`MAX_INTRODUCTIONS`] introductions.
+//! * At most 8 direct ways, 3 relay sessions and [`MAX_INTRODUCTIONS`] introductions.
 
 pub mod effort;
 pub mod health;
