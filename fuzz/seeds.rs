@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use ntcp_overlay::base::hidden::Hidden;
 use ntcp_overlay::base::id::AttemptId;
 use ntcp_overlay::base::id::RegistrationId;
 use ntcp_overlay::base::id::RelaySession;
@@ -104,7 +105,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Candidate { transport: Transport::Tcp, kind: Kind::Host, addr: "[2001:db8::5]:4242".parse()? },
     ];
     let to = [
-        ToBroker::Redeem { secret: [3; 32], request: request.clone() },
+        ToBroker::Redeem { secret: Hidden([3; 32]), request: request.clone() },
         ToBroker::Register(Register {
             software: "0.1.0".to_owned(),
             candidates: candidates.clone(),
@@ -149,7 +150,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 certificate: certificate.der.clone(),
                 endpoints: candidates,
                 session: RelaySession([5; 16]),
-                token: token.clone(),
+                token: Hidden(token.clone()),
             }],
             noise: vec![1; 148],
         }),

@@ -10,6 +10,7 @@ use std::net::TcpStream;
 use std::net::UdpSocket;
 use std::time::Duration;
 
+use ntcp_overlay::base::hidden::Hidden;
 use ntcp_overlay::base::id::RelaySession;
 use ntcp_overlay::base::id::SocketId;
 use ntcp_overlay::base::id::StreamId;
@@ -138,7 +139,7 @@ fn strangers_get_no_answer_and_harm_nobody() {
     let stranger = UdpSocket::bind("127.0.0.1:0").unwrap();
     let foreign = SigningKey::from_seed(&[99; 32]);
     let mut forged = relay.offer(0, 0, &[Transport::Udp]);
-    forged.token = relay.token(0).with_signature(&foreign.sign(&relay.token(0).signed_part()));
+    forged.token = Hidden(relay.token(0).with_signature(&foreign.sign(&relay.token(0).signed_part())));
     let mut side = side(&forged, &relay, 0);
     let (_, _, bind) = side.poll_transmit().unwrap();
     let binding = stun::Message {
@@ -328,7 +329,7 @@ impl Running {
             certificate: Vec::new(),
             endpoints: over.iter().map(candidate).collect(),
             session: token.session,
-            token: token.with_signature(&self.broker.sign(&token.signed_part())),
+            token: Hidden(token.with_signature(&self.broker.sign(&token.signed_part()))),
         }
     }
 }

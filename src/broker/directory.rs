@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use crate::base::time::UnixTime;
 use crate::identity::certificate::Certificate;
+use crate::identity::keys::WgPublic;
 use crate::identity::names::MemberName;
 use crate::wire::broker::Target;
 
@@ -33,8 +34,11 @@ pub enum Conflict {
     #[error("a newer certificate gives the name {0} to another machine")]
     Name(MemberName),
     /// Another member has the address.
-    #[error("the overlay address {0} belongs to {1}")]
+    #[error("the overlay address {0} belongs to {1}: sign another certificate with another --address")]
     Addr(IpAddr, MemberName),
+    /// Another member has the WireGuard key. Peers know each other by that key, so one of the two would be unreachable.
+    #[error("{0} has the same WireGuard key: revoke that one first, or make new keys for this one")]
+    Key(MemberName),
 }
 
 /// All members.
@@ -42,6 +46,7 @@ pub enum Conflict {
 pub struct Directory {
     members: BTreeMap<MemberName, Known>,
     by_addr: BTreeMap<IpAddr, MemberName>,
+    by_key: BTreeMap<WgPublic, MemberName>,
 }
 
 impl Directory {
@@ -63,8 +68,12 @@ impl Directory {
                 return Err(Conflict::Addr(addr, other.clone()));
             }
         }
+        if let Some(other) = self.holder_of(&certificate.subject.wg).filter(|other| **other != name) {
+            return Err(Conflict::Key(other.clone()));
+        }
         let last_seen = self.forget(&name).map_or(last_seen, |old| old.last_seen.max(last_seen));
         self.by_addr.extend(addrs_of(&certificate).map(|addr| (addr, name.clone())));
+        self.by_key.insert(certificate.subject.wg, name.clone());
         self.members.insert(name, Known { certificate, last_seen });
         Ok(Learned::New)
     }
@@ -75,6 +84,7 @@ impl Directory {
         for addr in addrs_of(&old.certificate) {
             self.by_addr.remove(&addr);
         }
+        self.by_key.remove(&old.certificate.subject.wg);
         Some(old)
     }
 
@@ -89,6 +99,12 @@ impl Directory {
     #[must_use]
     pub fn get(&self, name: &MemberName) -> Option<&Known> {
         self.members.get(name)
+    }
+
+    /// Who has a WireGuard key.
+    #[must_use]
+    pub fn holder_of(&self, key: &WgPublic) -> Option<&MemberName> {
+        self.by_key.get(key)
     }
 
     /// By name or address.
@@ -162,6 +178,17 @@ mod tests {
         d.learn(certificate("anna", 1), NEVER).unwrap();
         assert!(matches!(d.learn(certificate("bert", 1), NEVER), Err(Conflict::Addr(..))));
         assert_eq!(d.len(), 1);
+    }
+
+    #[test]
+    fn a_key_cannot_be_taken_from_its_holder_and_is_free_when_that_is_gone() {
+        let mut d = Directory::default();
+        let (anna, mut mallory) = (certificate("anna", 1), certificate("mallory", 2));
+        mallory.subject.wg = anna.subject.wg;
+        d.learn(anna, NEVER).unwrap();
+        assert_eq!(d.learn(mallory.clone(), NEVER), Err(Conflict::Key("anna".parse().unwrap())));
+        d.forget(&"anna".parse().unwrap());
+        assert_eq!(d.learn(mallory, NEVER), Ok(Learned::New));
     }
 
     #[test]

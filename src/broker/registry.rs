@@ -22,6 +22,7 @@ use crate::broker::introduce::Attempts;
 use crate::identity::certificate::Certificate;
 use crate::identity::certificate::Subject;
 use crate::identity::keys::SigningKey;
+use crate::identity::keys::WgPublic;
 use crate::identity::names::MemberName;
 use crate::identity::revocation::RevocationList;
 use crate::nat::behavior::Profile;
@@ -153,6 +154,8 @@ pub struct Broker {
     by_registration: BTreeMap<RegistrationId, ConnId>,
     pub(super) present: BTreeMap<MemberName, ConnId>,
     pub(super) watchers: BTreeSet<ConnId>,
+    /// Changed more often than watchers hear of: they are told how it stands as soon as the member's rate allows.
+    untold: BTreeSet<MemberName>,
     limits: BTreeMap<MemberName, Limits>,
     pub(super) attempts: Attempts,
     pub(super) local_relays: Vec<(Certificate, Vec<Candidate>)>,
@@ -179,6 +182,7 @@ impl Broker {
             by_registration: BTreeMap::new(),
             present: BTreeMap::new(),
             watchers: BTreeSet::new(),
+            untold: BTreeSet::new(),
             limits: BTreeMap::new(),
             attempts: Attempts::default(),
             local_relays: Vec::new(),
@@ -226,12 +230,16 @@ impl Broker {
             self.counters.rate_limited += 1;
             let request = request_of(&message);
             refuse(out, conn, request, Refusal::TooMany, "too many requests: wait a few seconds");
+            if !registered {
+                // Only a registration makes one connection a member: others must not pile up beside it.
+                self.end(conn, Ended::Misbehaved, now, out);
+            }
             return;
         }
         match message {
             ToBroker::Register(register) => self.on_register(conn, register, now, out),
-            ToBroker::Ping { nonce } => out.push(Action::Send(conn, FromBroker::Pong { nonce })),
             _ if !registered => self.misbehaved(conn, "register first", now, out),
+            ToBroker::Ping { nonce } => out.push(Action::Send(conn, FromBroker::Pong { nonce })),
             ToBroker::Redeem { .. } => {
                 self.misbehaved(conn, "an invite is redeemed without a certificate", now, out);
             }
@@ -262,7 +270,7 @@ impl Broker {
             self.present.remove(&name);
             self.directory.seen(&name, now.unix);
             out.push(Action::Gone(name.clone(), now.unix));
-            self.tell_watchers(&name, out);
+            self.on_changed(&name, now, out);
         }
     }
 
@@ -353,7 +361,8 @@ impl Broker {
         self.local_relays.push((certificate, endpoints));
     }
 
-    /// Once a second or so: forgets attempts and quiet members' limits, ends connections whose certificate ran out.
+    /// Once a second or so: forgets attempts and quiet members' limits, ends connections whose certificate ran out, tells
+    /// watchers what they could not be told before.
     pub fn handle_timeout(&mut self, now: Now, out: &mut Vec<Action>) {
         self.attempts.expire(now.instant);
         let expired = self.conns.iter().filter(|(_, c)| c.certificate.not_after < now.unix);
@@ -361,6 +370,9 @@ impl Broker {
         for conn in expired {
             refuse(out, conn, RequestId(0), Refusal::Forbidden, "your certificate has expired: enrol anew");
             self.end(conn, Ended::Expired, now, out);
+        }
+        for name in self.untold.clone() {
+            self.on_changed(&name, now, out);
         }
         let present = &self.present;
         self.limits.retain(|name, l| {
@@ -392,9 +404,18 @@ impl Broker {
         self.directory.after(None).map(|(name, known)| (name, known, self.present.contains_key(name)))
     }
 
+    /// Who has a WireGuard key.
+    #[must_use]
+    pub fn holder_of(&self, key: &WgPublic) -> Option<&MemberName> {
+        self.directory.holder_of(key)
+    }
+
     pub(super) fn on_changed(&mut self, name: &MemberName, now: Now, out: &mut Vec<Action>) {
         if self.limits_of(name, now).changes.take(now.instant) {
+            self.untold.remove(name);
             self.tell_watchers(name, out);
+        } else {
+            self.untold.insert(name.clone());
         }
     }
 

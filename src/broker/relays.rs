@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::base::hidden::Hidden;
 use crate::base::id::RelaySession;
 use crate::base::time::UnixTime;
 use crate::identity::certificate::Certificate;
@@ -73,7 +74,7 @@ pub fn offer(
         certificate: relay.certificate.der.clone(),
         endpoints: endpoints_for(relay, reached_at),
         session,
-        token: token.with_signature(&key.sign(&token.signed_part())),
+        token: Hidden(token.with_signature(&key.sign(&token.signed_part()))),
     }
 }
 

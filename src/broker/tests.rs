@@ -384,13 +384,14 @@ fn a_connection_ends_when_its_certificate_runs_out() {
 }
 
 #[test]
-fn nothing_comes_before_register() {
-    let mut s = Story::new();
-    s.connect(ANNA, certificate("anna", 1));
-    s.say(ANNA, ToBroker::Ping { nonce: 4 });
-    assert_eq!(s.sent(ANNA), [FromBroker::Pong { nonce: 4 }]);
-    s.say(ANNA, ToBroker::List { request: RequestId(1), after: None });
-    assert_eq!(s.ended(ANNA), Some(Ended::Misbehaved));
+fn nothing_comes_before_register_so_that_no_connection_lives_beside_the_registered_one() {
+    for message in [ToBroker::Ping { nonce: 4 }, ToBroker::List { request: RequestId(1), after: None }] {
+        let mut s = Story::new();
+        s.connect(ANNA, certificate("anna", 1));
+        s.say(ANNA, message);
+        assert_eq!(s.ended(ANNA), Some(Ended::Misbehaved));
+        assert!(s.sent(ANNA).iter().all(|m| matches!(m, FromBroker::Refused { .. })));
+    }
 }
 
 #[test]
@@ -456,4 +457,24 @@ fn a_certificate_that_contradicts_the_directory_is_turned_away() {
     assert_eq!(s.ended(thief), Some(Ended::Conflict));
     s.ask_for_bert(1);
     assert_eq!(s.offers(BERT).len(), 1, "the holder of the address stays");
+}
+
+#[test]
+fn watchers_learn_in_the_end_how_it_stands_with_a_member_that_comes_and_goes_too_often() {
+    let mut s = Story::with_two();
+    let told = |s: &mut Story| -> Vec<bool> {
+        let sent = s.sent(ANNA).into_iter();
+        sent.filter_map(|m| if let FromBroker::Changed(record) = m { Some(record.online) } else { None }).collect()
+    };
+    for n in 0..20 {
+        s.broker.handle_closed(ConnId(BERT.0 + n), s.now, &mut s.out);
+        s.join(ConnId(BERT.0 + n + 1), certificate("bert", 2), false);
+    }
+    assert!(told(&mut s).len() < 12, "not every change is told");
+    s.now = s.now.plus(Duration::from_secs(6));
+    s.broker.handle_timeout(s.now, &mut s.out);
+    assert_eq!(told(&mut s), [true], "the last one is");
+    s.now = s.now.plus(Duration::from_secs(60));
+    s.broker.handle_timeout(s.now, &mut s.out);
+    assert!(told(&mut s).is_empty(), "once");
 }

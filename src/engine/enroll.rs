@@ -17,6 +17,7 @@ use rustls::pki_types::ServerName;
 use rustls::pki_types::UnixTime;
 use tokio::io::AsyncWriteExt as _;
 
+use crate::base::hidden::Hidden;
 use crate::engine::clock;
 use crate::engine::dial;
 use crate::engine::framed::FrameReader;
@@ -87,7 +88,7 @@ pub async fn redeem(
     }
 
     let (read, mut write) = tokio::io::split(stream);
-    let question = ToBroker::Redeem { secret: invite.secret, request: request.emit() };
+    let question = ToBroker::Redeem { secret: Hidden(invite.secret), request: request.emit() };
     let mut reader = FrameReader::new(read, MAX_AUTHENTICATED);
     let exchange = async {
         write_frame(&mut write, &question.emit()).await?;

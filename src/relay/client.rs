@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use zeroize::ZeroizeOnDrop;
 
+use crate::base::hidden::Hidden;
 use crate::base::addr::canonical;
 use crate::base::id::RelaySession;
 use crate::base::id::StreamId;
@@ -117,7 +118,7 @@ pub struct Bound {
 #[derive(Debug)]
 pub struct Side {
     session: RelaySession,
-    token: Vec<u8>,
+    token: Hidden<Vec<u8>>,
     key: Key,
     udp: Vec<SocketAddr>,
     tcp: Vec<SocketAddr>,
@@ -539,7 +540,7 @@ impl Side {
             method: stun::RELAY_BIND,
             transaction,
             attributes: vec![
-                stun::Attribute::RelayToken(self.token.clone()),
+                stun::Attribute::RelayToken(self.token.0.clone()),
                 stun::Attribute::Timestamp(self.last_stamp),
             ],
         };

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::base::hidden::Hidden;
 use crate::base::id::RelaySession;
 use crate::base::time::Now;
 use crate::base::time::UnixTime;
@@ -81,6 +82,6 @@ pub(crate) fn offer(token: &Token, endpoints: &[(Transport, &str)]) -> RelayOffe
         certificate: Vec::new(),
         endpoints: endpoints.iter().map(candidate).collect(),
         session: token.session,
-        token: signed(token, &broker()),
+        token: Hidden(signed(token, &broker())),
     }
 }

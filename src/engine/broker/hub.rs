@@ -234,6 +234,19 @@ mod tests {
     use crate::identity::keys::SigningKey;
     use crate::identity::keys::WgPublic;
     use crate::identity::revocation::RevocationList;
+    use crate::nat::behavior::Profile;
+    use crate::wire::broker::Register;
+
+    fn register() -> Register {
+        Register {
+            software: "test".to_owned(),
+            candidates: vec![],
+            profile: Profile::default(),
+            relay: vec![],
+            revocations: 0,
+            watch: false,
+        }
+    }
 
     #[test]
     fn whoever_does_not_read_is_cut_off_when_the_queue_is_full() {
@@ -265,6 +278,8 @@ mod tests {
         let certificate = authority.sign(&subject, &key, Serial::generate(), from, until).unwrap();
         let here = "127.0.0.1:1".parse().unwrap();
         let mut ticket = hub.connected(certificate, here, here, [0; 32]);
+        hub.on_message(ticket.conn, ToBroker::Register(register()));
+        assert!(ticket.queue.try_recv().is_ok());
         for nonce in 0..u32::try_from(QUEUE).unwrap() {
             hub.on_message(ticket.conn, ToBroker::Ping { nonce });
         }

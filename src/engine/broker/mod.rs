@@ -32,6 +32,7 @@ use ipnetwork::Ipv4Network;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+use crate::base::hidden::Hidden;
 use crate::broker::registry::Broker;
 use crate::broker::registry::Settings;
 use crate::config::credentials;
@@ -237,7 +238,7 @@ impl Handle {
         let brokers = self.reachable_at().await?;
         let secret: [u8; 32] = clock::random();
         let grant = Grant { name, groups, roles, expires: clock::now().unix.plus(ttl) };
-        ask(&self.hub.work, |answer| Work::AddInvite { secret, grant: Box::new(grant), answer }).await?;
+        ask(&self.hub.work, |answer| Work::AddInvite { secret: Hidden(secret), grant: Box::new(grant), answer }).await?;
         Ok(Invite { network: self.anchor.network.clone(), ca: self.anchor.fingerprint(), secret, brokers })
     }
 
@@ -289,6 +290,13 @@ impl Handle {
     pub async fn renew_server(&self, credentials: Credentials) -> anyhow::Result<Option<Certificate>> {
         let credentials = Box::new(credentials);
         ask(&self.hub.work, |answer| Work::RenewServer { credentials, answer }).await
+    }
+
+    /// Whether all its threads and tasks are alive. They end only when they are told to, or fail.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        !self.threads.iter().any(std::thread::JoinHandle::is_finished)
+            && !self.tasks.iter().any(JoinHandle::is_finished)
     }
 
     /// The addresses that it listens on; ports are final.
@@ -499,6 +507,27 @@ mod tests {
         ];
         let got = advertised_udp(&advertise, &addrs(&["0.0.0.0:6060"]));
         assert_eq!(got, addrs(&["203.0.113.1:6060", "203.0.113.2:6060"]));
+    }
+
+    #[tokio::test]
+    async fn a_broker_that_has_lost_a_thread_says_that_it_does_not_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let prefix = "10.9.0.0/24".parse().unwrap();
+        let (authority, own, _) = create_network(dir.path(), &"home".parse().unwrap(), prefix).unwrap();
+        let config = BrokerConfig {
+            listen: vec![Listen { addr: "127.0.0.1:0".parse().unwrap(), optional: false }],
+            advertise: vec![],
+            dir: dir.path().join("broker"),
+            credentials: own,
+            authority: Some(authority),
+            certificate_ttl: Duration::from_secs(3600),
+        };
+        let broker = BrokerServer::start(config).await.unwrap();
+        assert!(broker.is_running());
+        broker.hub.order(Work::Stop);
+        while broker.is_running() {
+            tokio::task::yield_now().await;
+        }
     }
 
     #[test]

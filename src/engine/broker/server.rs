@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 use tokio_rustls::server::StartHandshake;
 use tokio_rustls::server::TlsStream;
 
+use crate::base::hidden::Hidden;
 use crate::base::addr::canonical;
 use crate::base::id::RequestId;
 use crate::broker::admission::Source;
@@ -176,7 +177,7 @@ async fn guest(hub: &Hub, tls: TlsStream<TcpStream>, source: SocketAddr) {
 
 async fn redeem(
     hub: &Hub,
-    secret: [u8; 32],
+    secret: Hidden<[u8; 32]>,
     request: &[u8],
     from: IpAddr,
 ) -> Result<Vec<u8>, (Refusal, String)> {

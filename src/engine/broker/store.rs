@@ -280,6 +280,7 @@ impl Store {
         &self,
         secret: &[u8; 32],
         request: &SigningRequest,
+        holder: Option<&MemberName>,
         authority: &Authority,
         lifetime: Duration,
         now: UnixTime,
@@ -313,6 +314,14 @@ impl Store {
                 );
                 return Err(RedeemError::Refused(Refusal::NameTaken, text));
             }
+        }
+        // Nothing proves that a guest holds the WireGuard key that it names, and peers know each other by that key.
+        if let Some(holder) = holder.filter(|holder| **holder != name) {
+            let text = format!(
+                "{holder} has the same WireGuard key: revoke that one first, or give this machine new keys (an empty state \
+                 directory)"
+            );
+            return Err(RedeemError::Refused(Refusal::Forbidden, text));
         }
         let roles = Roles { member: invite.member, broker: false, relay: invite.relay };
         let addrs = if roles.member {

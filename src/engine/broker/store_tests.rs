@@ -48,7 +48,8 @@ impl Office {
     }
 
     fn redeem(&self, secret: [u8; 32], guest: &Guest, now: UnixTime) -> Result<Certificate, Refusal> {
-        self.store().redeem(&secret, &guest.0, &self.ca, DAY * 90, now).map_err(|error| match error {
+        let holder = self.store().directory().unwrap().holder_of(&guest.0.wg).cloned();
+        self.store().redeem(&secret, &guest.0, holder.as_ref(), &self.ca, DAY * 90, now).map_err(|error| match error {
             RedeemError::Refused(why, _) => why,
             RedeemError::Failed(error) => unreachable!("{error:#}"),
         })
@@ -95,6 +96,16 @@ fn unknown_expired_and_used_invites_get_one_answer() {
         assert_eq!(got, Err(Refusal::InvalidInvite), "{case}");
     }
     assert_eq!(office.store().members().unwrap().len(), 1);
+}
+
+#[test]
+fn a_wireguard_key_that_a_member_has_is_given_to_nobody_else() {
+    let mut office = Office::new();
+    let (anna, _) = office.enrol("anna");
+    let mallory = Guest(SigningRequest::new(&"mallory".parse().unwrap(), &SigningKey::generate(), anna.0.wg));
+    let secret = office.invite(None);
+    assert_eq!(office.redeem(secret, &mallory, T0), Err(Refusal::Forbidden));
+    assert!(office.redeem(secret, &Guest::new("mallory"), T0).is_ok(), "the invite stays good");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::sync::oneshot;
 
+use crate::base::hidden::Hidden;
 use crate::base::id::RequestId;
 use crate::base::time::UnixTime;
 use crate::broker::registry::ConnId;
@@ -48,13 +49,13 @@ pub(super) enum Work {
         key: [u8; 32],
     },
     Redeem {
-        secret: [u8; 32],
+        secret: Hidden<[u8; 32]>,
         request: Box<SigningRequest>,
         from: std::net::IpAddr,
         answer: oneshot::Sender<Result<Vec<u8>, Refused>>,
     },
     AddInvite {
-        secret: [u8; 32],
+        secret: Hidden<[u8; 32]>,
         grant: Box<Grant>,
         answer: Answer<()>,
     },
@@ -115,10 +116,10 @@ impl Worker {
                 }
                 Work::Renew { conn, request, subject, key } => self.renew(conn, request, &subject, &key),
                 Work::Redeem { secret, request, from, answer } => {
-                    let _ = answer.send(self.redeem(&secret, &request, from));
+                    let _ = answer.send(self.redeem(&secret.0, &request, from));
                 }
                 Work::AddInvite { secret, grant, answer } => {
-                    let _ = answer.send(self.add_invite(&secret, &grant));
+                    let _ = answer.send(self.add_invite(&secret.0, &grant));
                 }
                 Work::Revoke { name, answer } => {
                     let _ = answer.send(self.revoke(&name));
@@ -164,7 +165,8 @@ impl Worker {
             return Err((Refusal::NoAuthority, text.to_owned()));
         };
         let now = clock::now();
-        match self.store.redeem(secret, request, authority, self.lifetime, now.unix) {
+        let holder = self.hub.with_broker(|broker, _, _| broker.holder_of(&request.wg).cloned());
+        match self.store.redeem(secret, request, holder.as_ref(), authority, self.lifetime, now.unix) {
             Ok(certificate) => {
                 let (name, serial) = (&certificate.subject.uri.name, certificate.serial);
                 tracing::info!(target: "audit", %name, %serial, %from, "enrolled");

@@ -47,6 +47,7 @@ use super::Registered;
 use super::RelayOffer;
 use super::Target;
 use super::ToBroker;
+use crate::base::hidden::Hidden;
 use crate::base::cursor::Reader;
 use crate::base::cursor::Writer;
 use crate::base::id::AttemptId;
@@ -136,7 +137,7 @@ impl ToBroker {
         });
         match self {
             Self::Redeem { secret, request } => {
-                m.field(tag::SECRET, secret).capped(tag::SIGNING_REQUEST, request, MAX_REQUEST);
+                m.field(tag::SECRET, &secret.0).capped(tag::SIGNING_REQUEST, request, MAX_REQUEST);
             }
             Self::Register(register) => {
                 m.text(tag::SOFTWARE, &register.software)
@@ -183,7 +184,7 @@ impl ToBroker {
         let (kind, f) = open(bytes)?;
         Ok(match kind {
             kind::REDEEM => Self::Redeem {
-                secret: f.array(tag::SECRET)?,
+                secret: Hidden(f.array(tag::SECRET)?),
                 request: f.bytes(tag::SIGNING_REQUEST, MAX_REQUEST)?,
             },
             kind::REGISTER => Self::Register(Register {
@@ -436,7 +437,7 @@ fn emit_relay(relay: &RelayOffer) -> Vec<u8> {
     m.capped(tag::CERTIFICATE, &relay.certificate, MAX_CERTIFICATE)
         .candidates(tag::ENDPOINT, &relay.endpoints)
         .field(tag::SESSION, &relay.session.0)
-        .capped(tag::TOKEN, &relay.token, MAX_TOKEN);
+        .capped(tag::TOKEN, &relay.token.0, MAX_TOKEN);
     m.finish()
 }
 
@@ -446,7 +447,7 @@ fn parse_relay(bytes: &[u8]) -> Result<RelayOffer, WireError> {
         certificate: f.bytes(tag::CERTIFICATE, MAX_CERTIFICATE)?,
         endpoints: candidates(f, tag::ENDPOINT)?,
         session: RelaySession(f.array(tag::SESSION)?),
-        token: f.bytes(tag::TOKEN, MAX_TOKEN)?,
+        token: Hidden(f.bytes(tag::TOKEN, MAX_TOKEN)?),
     })
 }
 

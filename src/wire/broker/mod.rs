@@ -10,6 +10,7 @@ mod tests;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 
+use crate::base::hidden::Hidden;
 use crate::base::id::AttemptId;
 use crate::base::id::RegistrationId;
 use crate::base::id::RelaySession;
@@ -55,7 +56,7 @@ pub enum ToBroker {
     /// The first and only message of a connection without a certificate: a signed request and the invite's secret.
     Redeem {
         /// The invite's.
-        secret: [u8; 32],
+        secret: Hidden<[u8; 32]>,
         /// Bytes of [`crate::wire::enroll::SigningRequest`].
         request: Vec<u8>,
     },
@@ -150,7 +151,7 @@ pub struct RelayOffer {
     /// The session both sides meet in.
     pub session: RelaySession,
     /// This side's token: bytes of [`crate::wire::relay::Token`], signed by the broker.
-    pub token: Vec<u8>,
+    pub token: Hidden<Vec<u8>>,
 }
 
 /// An introduction, to both sides at once.

@@ -50,7 +50,7 @@ fn relay() -> impl Strategy<Value = RelayOffer> {
             certificate,
             endpoints,
             session: RelaySession(session),
-            token,
+            token: Hidden(token),
         })
 }
 
@@ -75,7 +75,7 @@ fn to_broker() -> impl Strategy<Value = ToBroker> {
         });
     prop_oneof![
         (any::<[u8; 32]>(), vec(any::<u8>(), 0..MAX_REQUEST))
-            .prop_map(|(secret, request)| ToBroker::Redeem { secret, request }),
+            .prop_map(|(secret, request)| ToBroker::Redeem { secret: Hidden(secret), request }),
         register.prop_map(ToBroker::Register),
         (candidates(), profile()).prop_map(|(candidates, profile)| ToBroker::Update { candidates, profile }),
         (request(), target()).prop_map(|(request, target)| ToBroker::Lookup { request, target }),
@@ -319,7 +319,7 @@ const ATTEMPT: AttemptId = AttemptId([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 
 fn golden_to() -> Vec<(ToBroker, &'static str)> {
     vec![
         (
-            ToBroker::Redeem { secret: [0x5e; 32], request: vec![0xaa, 0xbb] },
+            ToBroker::Redeem { secret: Hidden([0x5e; 32]), request: vec![0xaa, 0xbb] },
             "01 030020 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e 040002 aabb",
         ),
         (
@@ -401,7 +401,7 @@ fn golden_from() -> Vec<(FromBroker, &'static str)> {
                     certificate: vec![0xce],
                     endpoints: vec![sample_candidate()],
                     session: RelaySession([0x11; 16]),
-                    token: vec![0x70],
+                    token: Hidden(vec![0x70]),
                 }],
                 noise: vec![1, 0, 0, 0],
             }),
@@ -427,4 +427,17 @@ fn golden_from() -> Vec<(FromBroker, &'static str)> {
         ),
         (FromBroker::Pong { nonce: 8 }, "8c 020004 00000008"),
     ]
+}
+
+#[test]
+fn secrets_and_tokens_do_not_show_in_logs() {
+    let redeem = ToBroker::Redeem { secret: Hidden([0x5e; 32]), request: vec![] };
+    assert!(!format!("{redeem:?}").contains("94"), "{redeem:?}");
+    let offer = RelayOffer {
+        certificate: vec![],
+        endpoints: vec![],
+        session: RelaySession([0; 16]),
+        token: Hidden(vec![0x70; 8]),
+    };
+    assert!(!format!("{offer:?}").contains("112"), "{offer:?}");
 }
