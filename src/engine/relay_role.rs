@@ -68,6 +68,12 @@ pub struct Beside {
 }
 
 impl RunningRelay {
+    /// Whether its thread and its upkeep are alive.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.handle.is_running() && !self.upkeep.is_finished()
+    }
+
     /// Ends it.
     pub async fn stop(self) {
         self.upkeep.abort();

@@ -34,6 +34,9 @@ use crate::identity::names::MemberName;
 use crate::identity::names::NetworkName;
 use crate::wire::enroll::Invite;
 
+/// Between two looks whether every role still runs.
+pub(super) const HEALTH: Duration = Duration::from_secs(1);
+
 /// The roles that run.
 #[derive(Debug, Default)]
 pub struct Servers {
@@ -159,6 +162,23 @@ impl Servers {
         }
         if let Some(stun) = &self.stun {
             status.stun = Some(api::StunRole { listen: stun.addrs().to_vec() });
+        }
+    }
+
+    /// Whether every role that was started still runs. A role whose thread is gone serves nobody, and nothing but a new
+    /// start brings it back: the process should end, so that whoever watches over it starts it again.
+    ///
+    /// # Errors
+    /// Which one does not.
+    pub fn health(&self) -> anyhow::Result<()> {
+        let broken = [
+            ("broker", self.broker.as_ref().is_some_and(|broker| !broker.handle.is_running())),
+            ("relay", self.relay.as_ref().is_some_and(|relay| !relay.is_running())),
+            ("STUN server", self.stun.as_ref().is_some_and(|stun| !stun.is_running())),
+        ];
+        match broken.iter().find(|(_, broken)| *broken) {
+            Some((role, _)) => anyhow::bail!("a thread of the {role} has ended: see the log above, and start again"),
+            None => Ok(()),
         }
     }
 

@@ -9,6 +9,7 @@ use crate::config::exit::Exit;
 use crate::config::settings::Settings;
 use crate::control::api;
 use crate::control::server::ControlServer;
+use crate::engine::roles::HEALTH;
 use crate::engine::roles::Servers;
 use crate::engine::up::FAREWELL;
 use crate::wire::enroll::Invite;
@@ -35,15 +36,19 @@ async fn run_async(settings: &Settings, join: Option<&Invite>) -> anyhow::Result
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status("Serving")]);
     tracing::info!("serving");
-    loop {
+    let mut health = tokio::time::interval(HEALTH);
+    let outcome = loop {
         tokio::select! {
-            _ = term.recv() => break,
-            _ = int.recv() => break,
+            _ = term.recv() => break Ok(Exit::Ok),
+            _ = int.recv() => break Ok(Exit::Ok),
+            _ = health.tick() => if let Err(error) = servers.health() {
+                break Err(error);
+            },
             Some(ask) = asks.recv() => {
                 let answer = match ask.request {
                     api::Request::Down {} => {
                         let _ = ask.reply.send(api::Reply::Done { message: "stopping".to_owned() });
-                        break;
+                        break Ok(Exit::Ok);
                     }
                     api::Request::Status {} => {
                         let mut status = api::Status::serving();
@@ -55,10 +60,10 @@ async fn run_async(settings: &Settings, join: Option<&Invite>) -> anyhow::Result
                 let _ = ask.reply.send(answer);
             }
         }
-    }
+    };
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     tokio::time::sleep(FAREWELL).await;
     socket.abort();
     servers.shutdown().await;
-    Ok(Exit::Ok)
+    outcome
 }

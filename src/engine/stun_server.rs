@@ -44,6 +44,7 @@ pub struct Handle {
     addrs: Vec<SocketAddr>,
     shared: Arc<Shared>,
     tasks: Vec<JoinHandle<()>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
     stop: Stop,
 }
 
@@ -80,17 +81,17 @@ impl StunServer {
             ignored: AtomicU64::new(0),
         });
         let stop = Stop::new().context("no event descriptor")?;
-        let mut handle = Handle { addrs: Vec::new(), shared, tasks: Vec::new(), stop };
+        let mut handle = Handle { addrs: Vec::new(), shared, tasks: Vec::new(), threads: Vec::new(), stop };
         for addr in addrs {
             let opened = responder::open_pair(addr);
             let (tcp, udp) = opened.context("the STUN server cannot start: see `listen` in [stun]")?;
             handle.addrs.push(tcp.local_addr()?);
             let (shared, mut limiter) = (Arc::clone(&handle.shared), Limiter::new(now));
-            responder::spawn("stun-udp", udp, handle.stop.clone(), move |bytes, from, local| {
+            let thread = responder::spawn("stun-udp", udp, handle.stop.clone(), move |bytes, from, local| {
                 let allow = |from| limiter.allow(from, clock::now().instant);
                 shared.answer(bytes, from, local, allow)
-            })
-            .context("no thread for UDP")?;
+            });
+            handle.threads.push(thread.context("no thread for UDP")?);
             let tcp = TcpListener::from_std(tcp).context("the runtime cannot watch a socket")?;
             handle.tasks.push(tokio::spawn(listen(Arc::clone(&handle.shared), tcp)));
         }
@@ -99,6 +100,13 @@ impl StunServer {
 }
 
 impl Handle {
+    /// Whether all its threads and tasks are alive.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        !self.threads.iter().any(std::thread::JoinHandle::is_finished)
+            && !self.tasks.iter().any(JoinHandle::is_finished)
+    }
+
     /// Where it listens.
     #[must_use]
     pub fn addrs(&self) -> &[SocketAddr] {

@@ -41,6 +41,7 @@ use crate::engine::member::Parts;
 use crate::engine::membership;
 use crate::engine::membership::MEMBER;
 use crate::engine::membership::Standing;
+use crate::engine::roles::HEALTH;
 use crate::engine::roles::Servers;
 use crate::identity::credentials::Credentials;
 use crate::identity::names::MemberName;
@@ -177,6 +178,7 @@ impl Running<'_> {
         let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut ready_at = Some(tokio::time::Instant::now() + PATIENCE);
         let mut changed_at: Option<tokio::time::Instant> = None;
+        let mut health = tokio::time::interval(HEALTH);
         let outcome = loop {
             tokio::select! {
                 _ = term.recv() => break Ok(Exit::Ok),
@@ -187,9 +189,15 @@ impl Running<'_> {
                         self.ready(announce);
                     }
                 }
-                Some(item) = news.recv() => match self.on_news(item) {
-                    Ok(()) => {}
-                    Err(error) => break Err(error),
+                item = news.recv() => {
+                    // A thread that panicked says nothing: its end of the channel is gone.
+                    let item = item.unwrap_or_else(|| News::Ended(Some("it panicked, see above".to_owned())));
+                    if let Err(error) = self.on_news(item) {
+                        break Err(error);
+                    }
+                },
+                _ = health.tick() => if let Err(error) = self.servers.health() {
+                    break Err(error);
                 },
                 Some(ask) = asks.recv() => if self.on_ask(ask).await { break Ok(Exit::Ok) },
                 Some(()) = changes.next() => changed_at = Some(tokio::time::Instant::now() + CALM),
