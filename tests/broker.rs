@@ -442,7 +442,9 @@ fn enrol_until_killed(dir: &Path) -> ! {
             &SigningKey::generate(),
             WgSecret::generate().public(),
         );
-        store.redeem(&secret, &request, None, &authority, DAY, now).unwrap_or_else(|error| panic!("{error:?}"));
+        store
+            .redeem(&secret, &request, None, &authority, DAY, now)
+            .unwrap_or_else(|error| panic!("{error:?}"));
         println!("\nenrolled {name}");
     }
 }

@@ -464,7 +464,8 @@ fn watchers_learn_in_the_end_how_it_stands_with_a_member_that_comes_and_goes_too
     let mut s = Story::with_two();
     let told = |s: &mut Story| -> Vec<bool> {
         let sent = s.sent(ANNA).into_iter();
-        sent.filter_map(|m| if let FromBroker::Changed(record) = m { Some(record.online) } else { None }).collect()
+        sent.filter_map(|m| if let FromBroker::Changed(record) = m { Some(record.online) } else { None })
+            .collect()
     };
     for n in 0..20 {
         s.broker.handle_closed(ConnId(BERT.0 + n), s.now, &mut s.out);

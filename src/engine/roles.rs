@@ -177,7 +177,9 @@ impl Servers {
             ("STUN server", self.stun.as_ref().is_some_and(|stun| !stun.is_running())),
         ];
         match broken.iter().find(|(_, broken)| *broken) {
-            Some((role, _)) => anyhow::bail!("a thread of the {role} has ended: see the log above, and start again"),
+            Some((role, _)) => {
+                anyhow::bail!("a thread of the {role} has ended: see the log above, and start again")
+            }
             None => Ok(()),
         }
     }

@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use zeroize::ZeroizeOnDrop;
 
-use crate::base::hidden::Hidden;
 use crate::base::addr::canonical;
+use crate::base::hidden::Hidden;
 use crate::base::id::RelaySession;
 use crate::base::id::StreamId;
 use crate::base::rng::Rng;

@@ -238,7 +238,12 @@ impl Handle {
         let brokers = self.reachable_at().await?;
         let secret: [u8; 32] = clock::random();
         let grant = Grant { name, groups, roles, expires: clock::now().unix.plus(ttl) };
-        ask(&self.hub.work, |answer| Work::AddInvite { secret: Hidden(secret), grant: Box::new(grant), answer }).await?;
+        ask(&self.hub.work, |answer| Work::AddInvite {
+            secret: Hidden(secret),
+            grant: Box::new(grant),
+            answer,
+        })
+        .await?;
         Ok(Invite { network: self.anchor.network.clone(), ca: self.anchor.fingerprint(), secret, brokers })
     }
 

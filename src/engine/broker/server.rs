@@ -21,8 +21,8 @@ use tokio::sync::oneshot;
 use tokio_rustls::server::StartHandshake;
 use tokio_rustls::server::TlsStream;
 
-use crate::base::hidden::Hidden;
 use crate::base::addr::canonical;
+use crate::base::hidden::Hidden;
 use crate::base::id::RequestId;
 use crate::broker::admission::Source;
 use crate::broker::registry::ConnId;

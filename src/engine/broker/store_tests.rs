@@ -49,9 +49,11 @@ impl Office {
 
     fn redeem(&self, secret: [u8; 32], guest: &Guest, now: UnixTime) -> Result<Certificate, Refusal> {
         let holder = self.store().directory().unwrap().holder_of(&guest.0.wg).cloned();
-        self.store().redeem(&secret, &guest.0, holder.as_ref(), &self.ca, DAY * 90, now).map_err(|error| match error {
-            RedeemError::Refused(why, _) => why,
-            RedeemError::Failed(error) => unreachable!("{error:#}"),
+        self.store().redeem(&secret, &guest.0, holder.as_ref(), &self.ca, DAY * 90, now).map_err(|error| {
+            match error {
+                RedeemError::Refused(why, _) => why,
+                RedeemError::Failed(error) => unreachable!("{error:#}"),
+            }
         })
     }
 
