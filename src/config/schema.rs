@@ -132,7 +132,7 @@ pub fn meant(section: &Section, key: &str) -> Option<String> {
     if let Some(home) = elsewhere {
         return Some(match home.name {
             "" => format!("`{key}` belongs at the top of the file, before the first [section]"),
-            name => format!("`{key}` belongs into [{name}]"),
+            name => format!("`{key}` belongs in [{name}]"),
         });
     }
     if section.name.is_empty() {
@@ -185,7 +185,7 @@ mod tests {
             ("listen_prot", Some("did you mean `listen_port`?")),
             ("brokres", Some("did you mean `brokers`?")),
             ("mut", Some("did you mean `mtu`?")),
-            ("certificate_ttl", Some("`certificate_ttl` belongs into [broker]")),
+            ("certificate_ttl", Some("`certificate_ttl` belongs in [broker]")),
             ("state_dir", Some("`state_dir` belongs at the top of the file, before the first [section]")),
             ("wallpaper", None),
         ] {

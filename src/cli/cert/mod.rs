@@ -44,7 +44,7 @@ pub(super) struct CertArgs {
 enum CertCommand {
     /// Create a network: its CA, and the broker and relay that it starts with
     Init(InitArgs),
-    /// Make the keys of this machine and a request for a certificate
+    /// Make this machine's keys and a request for a certificate
     Request(RequestArgs),
     /// Answer a request with a certificate, where the CA is
     Sign(SignArgs),
