@@ -450,3 +450,111 @@ fn refused_because(why: Refusal, text: &str) -> String {
         | Refusal::Forbidden => format!("the broker refused an introduction: {text}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::base::id::RegistrationId;
+    use crate::base::rng::Seed;
+    use crate::base::time::UnixTime;
+    use crate::identity::authority::Authority;
+    use crate::identity::certificate::Roles;
+    use crate::identity::certificate::Serial;
+    use crate::identity::certificate::Subject;
+    use crate::identity::keys::SigningKey;
+    use crate::identity::keys::WgSecret;
+    use crate::node::Config;
+    use crate::node::Me;
+
+    const DAY: u64 = 86_400;
+    const SIGNED: u64 = 1_800_000_000;
+
+    #[test]
+    fn a_certificate_is_renewed_in_the_last_third_of_its_life_and_only_by_our_own() {
+        let (authority, key, wg) = (authority(), SigningKey::generate(), WgSecret::generate());
+        let mut node = node(&authority, &key, &wg);
+        assert_eq!(asked(&mut node, SIGNED + 59 * DAY), None, "too early");
+        let request = asked(&mut node, SIGNED + 61 * DAY).unwrap();
+
+        let late = SIGNED + 61 * DAY;
+        let ours = certificate(&authority, &key, wg.public(), late);
+        let foreign = certificate(&authority, &SigningKey::generate(), wg.public(), late);
+        let unsigned = certificate(&self::authority(), &key, wg.public(), late);
+        for (what, der, stored) in
+            [("foreign", &foreign.der, false), ("unsigned", &unsigned.der, false), ("ours", &ours.der, true)]
+        {
+            let mut out = Output::default();
+            let renewed = FromBroker::Renewed { request, certificate: der.clone() };
+            node.handle_broker(renewed, at(late), &mut out);
+            assert_eq!(out.orders.contains(&Order::StoreCertificate(der.clone())), stored, "{what}");
+        }
+        assert_eq!(asked(&mut node, late + 2 * 3600), None, "young again");
+    }
+
+    fn asked(node: &mut Node, unix: u64) -> Option<RequestId> {
+        let mut out = Output::default();
+        let registered = Registered {
+            registration: RegistrationId(1),
+            udp: Vec::new(),
+            observed: SocketAddr::from(([192, 0, 2, 1], 1)),
+            time: UnixTime::from_secs(unix),
+        };
+        let broker = SocketAddr::from(([192, 0, 2, 2], 6060));
+        let up = LinkUp { broker, name: "broker".parse().unwrap(), key: [0; 32], registered };
+        node.handle_link_up(up, at(unix), &mut out);
+        out.orders.iter().find_map(|order| match order {
+            Order::Broker(ToBroker::Renew { request, .. }) => Some(*request),
+            _ => None,
+        })
+    }
+
+    fn node(authority: &Authority, key: &SigningKey, wg: &WgSecret) -> Node {
+        let certificate = certificate(authority, key, wg.public(), SIGNED);
+        let addrs = certificate.subject.addrs.unwrap();
+        let me = Me { anchor: authority.anchor().clone(), certificate, addrs, wg: wg.clone() };
+        let config = Config {
+            software: String::new(),
+            mtu: 1380,
+            udp: true,
+            relay: true,
+            overlay: Vec::new(),
+            configured: Vec::new(),
+            csr: vec![1],
+            stock: Vec::new(),
+        };
+        Node::new(me, config, RevocationList::default(), Seed([0; 32]), at(SIGNED))
+    }
+
+    fn authority() -> Authority {
+        let network = "home".parse().unwrap();
+        Authority::create(&network, "10.77.0.0/16".parse().unwrap(), UnixTime::from_secs(SIGNED))
+    }
+
+    fn certificate(
+        authority: &Authority,
+        key: &SigningKey,
+        wg: crate::identity::keys::WgPublic,
+        from: u64,
+    ) -> Certificate {
+        let anchor = authority.anchor();
+        let subject = Subject {
+            uri: format!("ntcp://{}/anna", anchor.network).parse().unwrap(),
+            roles: Roles::MEMBER,
+            addrs: Some(anchor.overlay_addrs("10.77.0.9".parse().unwrap())),
+            groups: Vec::new(),
+            wg,
+        };
+        let (from, until) = (UnixTime::from_secs(from), UnixTime::from_secs(from + 90 * DAY));
+        authority.sign(&subject, &key.public(), Serial::generate(), from, until).unwrap()
+    }
+
+    /// The monotonic clock goes along, so that hourly retries are due.
+    fn at(unix: u64) -> Now {
+        #[expect(clippy::disallowed_methods, reason = "a test needs some origin to count from")]
+        static ORIGIN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+        let instant = *ORIGIN + Duration::from_secs(unix - SIGNED);
+        Now { instant, unix: UnixTime::from_secs(unix) }
+    }
+}
