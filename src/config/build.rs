@@ -161,6 +161,7 @@ impl Source<'_> {
             hosts_file: hosts_file || member.hosts_file.unwrap_or(false),
             relay: member.relay.unwrap_or(true),
             udp,
+            offload: member.offload.unwrap_or(true),
         })
     }
 

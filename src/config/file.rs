@@ -60,6 +60,7 @@ sections! {
         hosts_file: bool,
         relay: bool,
         udp: bool,
+        offload: bool,
     }
     /// `[broker]`
     Broker {

@@ -65,6 +65,7 @@ pub const SECTIONS: &[Section] = &[
             ("hosts_file", Flag),
             ("relay", Flag),
             ("udp", Flag),
+            ("offload", Flag),
         ],
     },
     Section {

@@ -111,6 +111,8 @@ pub struct Member {
     pub relay: bool,
     /// Whether UDP may be used on the outside.
     pub udp: bool,
+    /// Whether packets may cross the border to the kernel in runs, where it can do that.
+    pub offload: bool,
 }
 
 /// An address to listen on.

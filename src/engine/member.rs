@@ -91,6 +91,8 @@ pub struct Parts {
     pub tun: Tun,
     /// Port of the data sockets; 0 for any.
     pub listen_port: u16,
+    /// Whether packets may cross the border to the kernel in runs.
+    pub offload: bool,
     /// The machine's addresses.
     pub addrs: Vec<IpAddr>,
 }
@@ -123,6 +125,7 @@ impl Member {
     /// When a socket cannot be had.
     pub fn start(parts: Parts, news: UnboundedSender<News>) -> anyhow::Result<Self> {
         let mut doors = Doors::new().context("opening the data sockets")?;
+        doors.set_offload(parts.offload);
         let ports = bind(&mut doors, parts.listen_port, parts.config.udp)?;
         doors.watch_device(parts.tun.as_fd()).context("watching the TUN device")?;
         let (commands, inbox) = mpsc::channel();

@@ -485,7 +485,8 @@ fn parts(
     let me =
         Me { anchor: own.anchor.clone(), certificate: own.certificate.clone(), addrs, wg: own.wg.clone() };
     let revocations = credentials::load_revocations(&settings.state_dir.join(MEMBER), &own.anchor)?;
-    Ok(Parts { me, config, revocations, tun, listen_port: settings.member.listen_port, addrs: local })
+    let (listen_port, offload) = (settings.member.listen_port, settings.member.offload);
+    Ok(Parts { me, config, revocations, tun, listen_port, offload, addrs: local })
 }
 
 fn explain_device(error: OpenError) -> anyhow::Error {

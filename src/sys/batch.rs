@@ -1,4 +1,5 @@
-//! Datagrams by the batch: recvmmsg(2) and sendmmsg(2), up to [`BATCH`] a call.
+//! Datagrams by the batch: recvmmsg(2) and sendmmsg(2), up to [`BATCH`] messages a call, each of one datagram or of a run
+//! of them that lie one behind the other (`UDP_SEGMENT` and `UDP_GRO`, udp(7)).
 
 use std::fmt;
 use std::io;
@@ -10,11 +11,18 @@ use std::net::SocketAddrV6;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 
-/// Datagrams a call. Reason: at 64 the cost of the call itself is below 2 % of the work per datagram, and more only adds
+use super::control::Control;
+
+/// Messages a call. Reason: at 64 the cost of the call itself is below 2 % of the work per datagram, and more only adds
 /// delay for the other doors.
 pub const BATCH: usize = 64;
 
-/// Room for one incoming datagram, bytes: the largest that UDP has (65,507), and what a merged receive may hold.
+/// Datagrams in one message at most: `UDP_MAX_SEGMENTS` of kernels before 6.8; later ones take 128.
+pub const SEGMENTS: usize = 64;
+/// Bytes in one message at most: what fits an IP packet's length, with room for all headers.
+pub const RUN_MAX: usize = 65_000;
+
+/// Room for one incoming message, bytes: the largest that UDP has (65,507), and what a merged receive may hold.
 const ROOM: usize = 65_536;
 /// Distance between two rooms, bytes. Not a power of two: the heads of all datagrams would fall into the same few sets of
 /// the processor's caches and push each other out.
@@ -35,18 +43,19 @@ impl RecvBatch {
         Self { arena: vec![0; BATCH * STRIDE], headers: Headers::new(), filled: 0 }
     }
 
-    /// Takes what the socket has, up to [`BATCH`] datagrams, without waiting; answers how many.
+    /// Takes what the socket has, up to [`BATCH`] messages, without waiting; answers how many.
     ///
     /// # Errors
     /// As recvmmsg(2), except that "nothing there" is `Ok(0)`.
     pub fn recv(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         self.filled = 0;
         for (index, room) in self.arena.chunks_exact_mut(STRIDE).enumerate() {
-            self.headers.aim(index, None, room.as_mut_ptr(), ROOM);
+            self.headers.aim(index, None, room.as_mut_ptr(), ROOM, Segments::Received);
         }
         // SAFETY: `aim` has just set all `BATCH` headers: each points to one I/O vector, which describes `ROOM` bytes
-        // inside its own chunk of the arena, and to an address slot of `size_of::<Name>()` bytes. All of them live in
-        // `self`, which is borrowed mutably until the call returns, and do not overlap. No time limit is passed.
+        // inside its own chunk of the arena, to an address slot of `size_of::<Name>()` bytes and to a control slot with
+        // its size. All of them live in `self`, which is borrowed mutably until the call returns, and do not overlap. No
+        // time limit is passed.
         let got = unsafe {
             libc::recvmmsg(
                 socket.as_raw_fd(),
@@ -66,12 +75,16 @@ impl RecvBatch {
         Ok(self.filled)
     }
 
-    /// The datagrams of the last [`RecvBatch::recv`], in order.
+    /// The datagrams of the last [`RecvBatch::recv`], in order; those that came merged into one message one by one.
     pub fn datagrams(&mut self) -> impl Iterator<Item = (SocketAddr, &mut [u8])> {
         let parts = self.arena.chunks_exact_mut(STRIDE).zip(&self.headers.messages).zip(&self.headers.names);
-        parts.take(self.filled).filter_map(|((room, message), name)| {
-            let len = usize::try_from(message.msg_len).ok()?;
-            Some((name.get()?, room.get_mut(..len)?))
+        parts.take(self.filled).flat_map(|((room, message), name)| {
+            let len = usize::try_from(message.msg_len).unwrap_or(ROOM).min(ROOM);
+            let size = segment_size(&message.msg_hdr).filter(|size| *size > 0).unwrap_or(len.max(1));
+            // An empty datagram is one, too.
+            let (first, rest) = room.split_at_mut(len).0.split_at_mut(size.min(len));
+            let datagrams = std::iter::once(first).chain(rest.chunks_mut(size));
+            datagrams.filter_map(|bytes| Some((name.get()?, bytes)))
         })
     }
 }
@@ -88,7 +101,18 @@ impl fmt::Debug for RecvBatch {
     }
 }
 
-/// Memory for the headers of one batch of outgoing datagrams; the datagrams themselves are sent from where they lie.
+/// One message to be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    /// The destination.
+    pub to: SocketAddr,
+    /// One datagram or several, one behind the other.
+    pub bytes: &'a [u8],
+    /// Bytes of each datagram but the last, which may be shorter; `None` if there is only one.
+    pub segment: Option<u16>,
+}
+
+/// Memory for the headers of one batch of outgoing messages; the messages themselves are sent from where they lie.
 pub struct SendBatch {
     headers: Headers,
 }
@@ -100,24 +124,26 @@ impl SendBatch {
         Self { headers: Headers::new() }
     }
 
-    /// Sends the first datagrams of `datagrams`, at most [`BATCH`], without waiting; answers how many of them went.
+    /// Sends the first of `messages`, at most [`BATCH`], without waiting; answers how many of them went.
     ///
     /// # Errors
-    /// As sendmsg(2) of the *first* datagram; nothing was sent then.
+    /// As sendmsg(2) of the *first* message; nothing was sent then.
     pub fn send<'a>(
         &mut self,
         socket: BorrowedFd<'_>,
-        datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>,
+        messages: impl Iterator<Item = Message<'a>>,
     ) -> io::Result<usize> {
         let mut count = 0;
-        for (to, bytes) in datagrams.take(BATCH) {
+        for Message { to, bytes, segment } in messages.take(BATCH) {
             // The kernel only reads through this pointer: sendmmsg takes the same header as recvmmsg.
-            self.headers.aim(count, Some(to), bytes.as_ptr().cast_mut(), bytes.len());
+            let base = bytes.as_ptr().cast_mut();
+            self.headers.aim(count, Some(to), base, bytes.len(), Segments::Sent(segment));
             count += 1;
         }
         // SAFETY: `aim` has just set the first `count` headers: each points to one I/O vector, which describes exactly
-        // one of the slices that are borrowed for `'a`, so until after the call, and to an address slot that `aim`
-        // filled. Vectors and slots live in `self`, which is borrowed mutably. The kernel writes only into the headers.
+        // one of the slices that are borrowed for `'a`, so until after the call, to an address slot that `aim` filled,
+        // and to nothing or to a control slot that `aim` filled. Vectors and slots live in `self`, which is borrowed
+        // mutably. The kernel writes only into the headers.
         let sent = unsafe {
             libc::sendmmsg(
                 socket.as_raw_fd(),
@@ -145,11 +171,20 @@ impl fmt::Debug for SendBatch {
 #[expect(clippy::cast_possible_truncation, reason = "64 fits")]
 const COUNT: libc::c_uint = BATCH as libc::c_uint;
 
-/// What recvmmsg and sendmmsg read and write: per datagram a header, an I/O vector and an address.
+/// What recvmmsg and sendmmsg read and write: per message a header, an I/O vector, an address and a control message.
 struct Headers {
     messages: Vec<libc::mmsghdr>,
     vectors: Vec<libc::iovec>,
     names: Vec<Name>,
+    controls: Vec<Control>,
+}
+
+/// What the control message of a header is for.
+enum Segments {
+    /// The kernel writes there how long the merged datagrams are.
+    Received,
+    /// It reads there how long it shall cut them.
+    Sent(Option<u16>),
 }
 
 // SAFETY: the pointers inside are only ever used by a system call right after `aim` has set them, under the mutable
@@ -160,13 +195,18 @@ impl Headers {
     fn new() -> Self {
         // SAFETY: all fields of both structures are integers and raw pointers, for which zero is a valid value.
         let (message, vector) = unsafe { (std::mem::zeroed::<libc::mmsghdr>(), std::mem::zeroed()) };
-        Self { messages: vec![message; BATCH], vectors: vec![vector; BATCH], names: vec![Name::NONE; BATCH] }
+        Self {
+            messages: vec![message; BATCH],
+            vectors: vec![vector; BATCH],
+            names: vec![Name::NONE; BATCH],
+            controls: vec![Control::EMPTY; BATCH],
+        }
     }
 
     /// Aims header `index` (below [`BATCH`]) at `len` bytes from `base`, and at its address slot, which gets `name`.
-    fn aim(&mut self, index: usize, name: Option<SocketAddr>, base: *mut u8, len: usize) {
-        let (message, vector, slot) =
-            (&mut self.messages[index], &mut self.vectors[index], &mut self.names[index]);
+    fn aim(&mut self, index: usize, name: Option<SocketAddr>, base: *mut u8, len: usize, segments: Segments) {
+        let (message, vector) = (&mut self.messages[index], &mut self.vectors[index]);
+        let (slot, control) = (&mut self.names[index], &mut self.controls[index]);
         *vector = libc::iovec { iov_base: base.cast(), iov_len: len };
         let name_len = match name {
             Some(name) => slot.set(name),
@@ -178,6 +218,35 @@ impl Headers {
         message.msg_hdr.msg_iov = &raw mut *vector;
         message.msg_hdr.msg_iovlen = 1;
         message.msg_hdr.msg_flags = 0;
+        match segments {
+            Segments::Received => control.offer(&mut message.msg_hdr),
+            Segments::Sent(Some(size)) => {
+                control.put(&mut message.msg_hdr, libc::SOL_UDP, libc::UDP_SEGMENT, size);
+            }
+            Segments::Sent(None) => {
+                message.msg_hdr.msg_control = std::ptr::null_mut();
+                message.msg_hdr.msg_controllen = 0;
+            }
+        }
+    }
+}
+
+/// Bytes of each datagram but the last in a received message, if the kernel has merged several.
+fn segment_size(header: &libc::msghdr) -> Option<usize> {
+    // SAFETY: the kernel has filled the control slot that the header points to and set its length; the macros walk it
+    // within that length. The type of the data follows from level and type, and its length is checked before it is read.
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(header);
+        while !message.is_null() {
+            let size = libc::c_uint::try_from(size_of::<libc::c_int>()).expect("four");
+            if ((*message).cmsg_level, (*message).cmsg_type) == (libc::SOL_UDP, libc::UDP_GRO)
+                && (*message).cmsg_len as usize >= libc::CMSG_LEN(size) as usize
+            {
+                return usize::try_from(libc::CMSG_DATA(message).cast::<libc::c_int>().read_unaligned()).ok();
+            }
+            message = libc::CMSG_NXTHDR(header, message);
+        }
+        None
     }
 }
 
@@ -255,6 +324,10 @@ mod tests {
         (UdpSocket::bind((ip, 0)).unwrap(), UdpSocket::bind((ip, 0)).unwrap())
     }
 
+    fn one(to: SocketAddr, bytes: &[u8]) -> Message<'_> {
+        Message { to, bytes, segment: None }
+    }
+
     #[test]
     fn a_batch_goes_out_and_comes_in_with_sizes_and_sources_on_both_families() {
         for ip in ["127.0.0.1", "::1"] {
@@ -262,8 +335,7 @@ mod tests {
             let to = b.local_addr().unwrap();
             let sizes = [0_usize, 1, 1400, 65_000, 7];
             let all: Vec<Vec<u8>> = sizes.iter().map(|n| vec![u8::try_from(n % 251).unwrap(); *n]).collect();
-            let sent =
-                SendBatch::new().send(a.as_fd(), all.iter().map(|bytes| (to, bytes.as_slice()))).unwrap();
+            let sent = SendBatch::new().send(a.as_fd(), all.iter().map(|bytes| one(to, bytes))).unwrap();
             assert_eq!(sent, sizes.len());
             let mut batch = RecvBatch::new();
             let mut got = Vec::new();
@@ -284,17 +356,47 @@ mod tests {
         let (good, bad): (&[u8], &[u8]) = (&[1], &[0; 65_530]);
         let to = b.local_addr().unwrap();
         let mut batch = SendBatch::new();
-        assert_eq!(batch.send(a.as_fd(), [(to, good), (to, bad), (to, good)].into_iter()).unwrap(), 1);
-        let error = batch.send(a.as_fd(), [(to, bad), (to, good)].into_iter()).unwrap_err();
+        assert_eq!(
+            batch.send(a.as_fd(), [good, bad, good].map(|bytes| one(to, bytes)).into_iter()).unwrap(),
+            1
+        );
+        let error = batch.send(a.as_fd(), [bad, good].map(|bytes| one(to, bytes)).into_iter()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
         assert_eq!(batch.send(a.as_fd(), std::iter::empty()).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_run_leaves_as_one_message_and_arrives_as_its_datagrams() {
+        for ip in ["127.0.0.1", "::1"] {
+            for merged in [false, true] {
+                let (a, b) = pair(ip);
+                if !crate::sys::option::can_segment(&a) {
+                    eprintln!("not run: this kernel has no UDP_SEGMENT");
+                    return;
+                }
+                crate::sys::option::receive_merged(&b, merged).unwrap();
+                let to = b.local_addr().unwrap();
+                let bytes: Vec<u8> = (0..2 * 1000 + 300).map(|i| u8::try_from(i % 251).unwrap()).collect();
+                let run = Message { to, bytes: &bytes, segment: Some(1000) };
+                let messages = [one(to, b"before"), run, one(to, b""), one(to, b"after")];
+                assert_eq!(SendBatch::new().send(a.as_fd(), messages.into_iter()).unwrap(), 4);
+                let (mut batch, mut got) = (RecvBatch::new(), Vec::new());
+                while got.len() < 6 {
+                    batch.recv(b.as_fd()).unwrap();
+                    got.extend(batch.datagrams().map(|(_, bytes)| bytes.to_vec()));
+                }
+                let parts = bytes.chunks(1000).map(<[u8]>::to_vec);
+                let all = std::iter::once(b"before".to_vec()).chain(parts).chain([vec![], b"after".to_vec()]);
+                assert_eq!(got, all.collect::<Vec<_>>(), "{ip} {merged}");
+            }
+        }
     }
 
     #[test]
     fn never_more_than_a_batch_is_taken_from_the_iterator() {
         let (a, b) = pair("127.0.0.1");
         let to = b.local_addr().unwrap();
-        let many = std::iter::repeat_n((to, &b"x"[..]), BATCH + 5);
+        let many = std::iter::repeat_n(one(to, b"x"), BATCH + 5);
         assert_eq!(SendBatch::new().send(a.as_fd(), many).unwrap(), BATCH);
     }
 

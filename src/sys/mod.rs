@@ -9,6 +9,7 @@
 #![allow(unsafe_code, reason = "system calls; everywhere else the manifest denies it")]
 
 pub mod batch;
+mod control;
 pub mod descriptor;
 pub mod option;
 pub mod pktinfo;

@@ -34,6 +34,28 @@ pub fn receive_pktinfo(socket: impl AsFd, ipv6: bool) -> io::Result<()> {
     }
 }
 
+/// Lets the kernel hand over neighbouring datagrams of one flow as one (`UDP_GRO`, udp(7)), or forbids it.
+///
+/// # Errors
+/// As setsockopt(2); a kernel before 5.0 does not know the option.
+pub fn receive_merged(socket: impl AsFd, merged: bool) -> io::Result<()> {
+    set(&socket, libc::SOL_UDP, libc::UDP_GRO, libc::c_int::from(merged))
+}
+
+/// Whether the kernel cuts one large message into datagrams (`UDP_SEGMENT`, udp(7)): since 4.18. An older one would send
+/// the message as it is.
+#[must_use]
+pub fn can_segment(socket: impl AsFd) -> bool {
+    // Setting it to "no segments" changes nothing, and is refused where the option is unknown.
+    set(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok()
+}
+
+/// Leaves UDP checksums out (`SO_NO_CHECK`): the kernel does not segment such datagrams.
+#[cfg(test)]
+pub(crate) fn skip_checksums(socket: impl AsFd) -> io::Result<()> {
+    set(&socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1)
+}
+
 fn set(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
     let len = libc::socklen_t::try_from(size_of_val(&value)).expect("an int has 4 bytes");
     // SAFETY: the descriptor is open (it is borrowed), and the kernel reads `len` bytes, the size of `value`, from a

@@ -11,11 +11,7 @@ use std::os::fd::BorrowedFd;
 use socket2::SockAddr;
 use socket2::SockAddrStorage;
 
-/// Room for one control message, in words, so that it is aligned as `cmsghdr` wants: the larger is IPv6's, 16 + 20 bytes.
-const CONTROL_WORDS: usize = 8;
-
-/// What one call needs besides the datagram itself.
-struct Control([usize; CONTROL_WORDS]);
+use super::control::Control;
 
 /// Takes one datagram without waiting: its length, its sender, and the local address that it was sent to (`None` if the
 /// socket does not tell, see [`crate::sys::option::receive_pktinfo`]). What does not fit `buffer` is lost.
@@ -24,7 +20,7 @@ struct Control([usize; CONTROL_WORDS]);
 /// As recvmsg(2).
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
     let mut name = SockAddrStorage::zeroed();
-    let mut control = Control([0; CONTROL_WORDS]);
+    let mut control = Control::EMPTY;
     let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     // SAFETY: all-zero bytes are a valid `msghdr`: integers and pointers that may be null.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -32,8 +28,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, 
     header.msg_namelen = name.size_of();
     header.msg_iov = &raw mut vector;
     header.msg_iovlen = 1;
-    header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = size_of_val(&control.0) as _;
+    control.offer(&mut header);
     // SAFETY: the descriptor is open (it is borrowed). The header points to a name, one vector and a control buffer with
     // the sizes that it says; the vector describes `buffer`. All live until the call returns and nothing else uses them.
     let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, libc::MSG_DONTWAIT) };
@@ -55,7 +50,7 @@ pub fn send(
     from: Option<IpAddr>,
 ) -> io::Result<usize> {
     let name = SockAddr::from(to);
-    let mut control = Control([0; CONTROL_WORDS]);
+    let mut control = Control::EMPTY;
     // The kernel only reads through this pointer: sendmsg takes the same header as recvmsg.
     let mut vector = libc::iovec { iov_base: datagram.as_ptr().cast_mut().cast(), iov_len: datagram.len() };
     // SAFETY: all-zero bytes are a valid `msghdr`: integers and pointers that may be null.
@@ -86,31 +81,6 @@ pub fn send(
     // kernel reads them only.
     let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_DONTWAIT) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
-}
-
-impl Control {
-    /// Writes one control message and points the header to it.
-    fn put<T>(&mut self, header: &mut libc::msghdr, level: libc::c_int, kind: libc::c_int, value: T) {
-        let size = libc::c_uint::try_from(size_of::<T>()).expect("a few bytes");
-        // SAFETY: CMSG_SPACE and CMSG_LEN only compute.
-        let (space, len) = unsafe { (libc::CMSG_SPACE(size), libc::CMSG_LEN(size)) };
-        assert!(
-            usize::try_from(space).is_ok_and(|space| space <= size_of_val(&self.0)),
-            "the buffer is too small"
-        );
-        header.msg_control = self.0.as_mut_ptr().cast();
-        header.msg_controllen = space as _;
-        // SAFETY: the header describes a buffer that is aligned for `cmsghdr` and, as was just asserted, has room for
-        // one message of this size, so CMSG_FIRSTHDR is not null and CMSG_DATA has `size_of::<T>()` bytes after it.
-        // `write_unaligned` asks for no alignment of those.
-        unsafe {
-            let first = libc::CMSG_FIRSTHDR(header);
-            (*first).cmsg_level = level;
-            (*first).cmsg_type = kind;
-            (*first).cmsg_len = len as _;
-            libc::CMSG_DATA(first).cast::<T>().write_unaligned(value);
-        }
-    }
 }
 
 /// The destination address in the control messages of a received datagram.

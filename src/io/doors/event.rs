@@ -51,6 +51,10 @@ pub struct Counters {
     pub datagrams_refused: u64,
     /// Among these, larger than the device on their way out takes.
     pub too_big: u64,
+    /// Runs of datagrams that the kernel took as one message each (`UDP_SEGMENT`).
+    pub runs_out: u64,
+    /// Runs that it did not take as one; their datagrams were sent one by one.
+    pub runs_refused: u64,
     /// Frames received on streams.
     pub frames_in: u64,
     /// Frames sent or queued on streams.

@@ -81,6 +81,7 @@ pub struct Doors {
     udp: BTreeMap<SocketId, UdpDoor>,
     recv: RecvBatch,
     send: SendBatch,
+    offload: bool,
     too_big: TooBig,
     listeners: Listeners,
     streams: BTreeMap<StreamId, Stream>,
@@ -107,6 +108,7 @@ impl Doors {
             udp: BTreeMap::new(),
             recv: RecvBatch::new(),
             send: SendBatch::new(),
+            offload: true,
             too_big: TooBig::new(),
             listeners: Listeners::new(),
             streams: BTreeMap::new(),
@@ -130,11 +132,21 @@ impl Doors {
     /// When the address cannot be bound.
     pub fn bind_udp(&mut self, id: SocketId, addr: SocketAddr) -> io::Result<SocketAddr> {
         self.udp.remove(&id);
-        let door = UdpDoor::open(addr)?;
+        let mut door = UdpDoor::open(addr)?;
+        door.set_offload(self.offload);
         epoll::add(&self.epoll, &door, Door::Udp(id).data(), EventFlags::IN)?;
         let local = door.local;
         self.udp.insert(id, door);
         Ok(local)
+    }
+
+    /// Whether datagrams may cross the border to the kernel in runs (`UDP_SEGMENT`, `UDP_GRO`) where it can do that; they
+    /// may, unless somebody says otherwise.
+    pub fn set_offload(&mut self, offload: bool) {
+        self.offload = offload;
+        for door in self.udp.values_mut() {
+            door.set_offload(offload);
+        }
     }
 
     /// The address that UDP socket `id` got.
@@ -203,7 +215,7 @@ impl Doors {
             let (run, later) = sends.split_at(same);
             sends = later;
             match first.via {
-                Via::Udp(id) => match self.udp.get(&id) {
+                Via::Udp(id) => match self.udp.get_mut(&id) {
                     Some(door) => {
                         door.send(outbox, run, &mut self.send, &mut self.counters, &mut self.too_big);
                     }
@@ -321,9 +333,11 @@ impl Doors {
     fn read_udp(&mut self, id: SocketId, on: &mut dyn FnMut(Event<'_>)) {
         let Some(door) = self.udp.get(&id) else { return };
         // An error here is an old one of the socket, told once and gone: datagrams that wait are told in the next turn.
-        let Ok(count) = self.recv.recv(door.as_fd()) else { return };
-        self.counters.datagrams_in += count as u64;
+        if self.recv.recv(door.as_fd()).is_err() {
+            return;
+        }
         for (from, bytes) in self.recv.datagrams() {
+            self.counters.datagrams_in += 1;
             on(Event::Datagram { via: Via::Udp(id), from, bytes });
         }
     }

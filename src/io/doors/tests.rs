@@ -188,6 +188,7 @@ fn an_ipv6_socket_leaves_the_port_free_for_ipv4() {
 #[test]
 fn one_socket_hands_out_one_batch_a_turn_and_loses_nothing() {
     let (mut a, mut b) = (Desk::new(), Desk::new());
+    a.doors.set_offload(false);
     a.doors.bind_udp(SocketId::V4, lo(LO4)).unwrap();
     let to = b.doors.bind_udp(SocketId::V4, lo(LO4)).unwrap();
     for n in 0..150_u8 {
@@ -200,6 +201,61 @@ fn one_socket_hands_out_one_batch_a_turn_and_loses_nothing() {
     }
     assert!(turns.len() >= 3 && turns.iter().all(|count| (1..=64).contains(count)), "{turns:?}");
     assert!((0..150).eq(b.seen.iter().map(|seen| bytes_of(seen)[0])), "in order");
+}
+
+#[test]
+fn runs_leave_as_one_message_each_and_arrive_as_they_were() {
+    for ip in [LO4, LO6] {
+        for offload in [false, true] {
+            let (mut a, mut b) = (Desk::new(), Desk::new());
+            a.doors.set_offload(offload);
+            a.doors.bind_udp(SocketId::V4, lo(ip)).unwrap();
+            let to = b.doors.bind_udp(SocketId::V4, lo(ip)).unwrap();
+            let other = b.doors.bind_udp(SocketId::V6, lo(ip)).unwrap();
+            b.doors.set_offload(offload);
+            let via = Via::Udp(SocketId::V4);
+            let mut sent = Vec::new();
+            // Equal sizes and a shorter end make a run; a longer one, another destination and an empty one do not.
+            let sizes = [9, 1400, 1400, 1400, 3, 1400, 1400, 1401, 0, 0, 7, 7];
+            for (number, size) in sizes.into_iter().chain([500; 150]).enumerate() {
+                let bytes = vec![u8::try_from(number).unwrap(); size];
+                a.outbox.push(via, to, &bytes);
+                sent.push(bytes);
+                if number == 10 {
+                    a.outbox.push(via, other, b"aside");
+                }
+            }
+            a.doors.send(&mut a.outbox);
+            b.until("all", |desk| desk.seen.len() == sent.len() + 1);
+            let aside = |seen: &&Seen| matches!(seen, Seen::Datagram(SocketId::V6, ..));
+            assert_eq!(b.seen.iter().filter(aside).count(), 1);
+            let got: Vec<&[u8]> = b.seen.iter().filter(|seen| !aside(seen)).map(bytes_of).collect();
+            assert_eq!(got, sent, "{ip} {offload}");
+            let counters = a.doors.counters();
+            assert_eq!((counters.datagrams_out, counters.datagrams_refused), (163, 0));
+            // 1400 three times and 3; 1400 twice; 500 in 64, 64 and 22.
+            let runs = if offload { 5 } else { 0 };
+            assert_eq!((counters.runs_out, counters.runs_refused), (runs, 0), "{ip}");
+            assert_eq!(b.doors.counters().datagrams_in, 163);
+        }
+    }
+}
+
+#[test]
+fn a_run_that_the_kernel_refuses_goes_one_by_one() {
+    let (mut a, mut b) = (Desk::new(), Desk::new());
+    a.doors.bind_udp(SocketId::V4, lo(LO4)).unwrap();
+    let to = b.doors.bind_udp(SocketId::V4, lo(LO4)).unwrap();
+    // Checksums are left out, which the kernel does not allow for runs.
+    a.doors.udp[&SocketId::V4].skip_checksums();
+    for _ in 0..3 {
+        a.outbox.push(Via::Udp(SocketId::V4), to, &[7; 1000]);
+    }
+    a.outbox.push(Via::Udp(SocketId::V4), to, b"end");
+    a.doors.send(&mut a.outbox);
+    b.until("all", |desk| desk.seen.len() == 4);
+    let counters = a.doors.counters();
+    assert_eq!((counters.datagrams_out, counters.runs_out, counters.runs_refused), (4, 0, 1));
 }
 
 #[test]

@@ -16,6 +16,9 @@ use super::Counters;
 use crate::base::transmit::Outbox;
 use crate::base::transmit::Transmit;
 use crate::sys::batch::BATCH;
+use crate::sys::batch::Message;
+use crate::sys::batch::RUN_MAX;
+use crate::sys::batch::SEGMENTS;
 use crate::sys::batch::SendBatch;
 use crate::sys::option;
 
@@ -34,6 +37,8 @@ pub(super) struct UdpDoor {
     pub(super) buffers: (usize, usize),
     /// The address that it got.
     pub(super) local: SocketAddr,
+    /// Whether the kernel cuts runs of datagrams for us.
+    segments: bool,
 }
 
 /// Datagrams that no device on the way out takes: destination and smallest size that was refused.
@@ -49,30 +54,33 @@ impl UdpDoor {
         let buffers = enlarge(&socket)?;
         socket.bind(&addr.into())?;
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self { socket, buffers, local })
+        Ok(Self { socket, buffers, local, segments: false })
     }
 
-    /// Sends a run of messages that all leave by this socket.
-    ///
-    /// One datagram makes one entry of the batch. This is the place where neighbours with equal destination and size,
-    /// which lie next to each other in the arena, can become one entry with `UDP_SEGMENT`.
+    /// Allows runs of datagrams as one message in both directions, as far as the kernel knows them, or forbids them.
+    pub(super) fn set_offload(&mut self, offload: bool) {
+        self.segments = offload && option::can_segment(self.socket.as_fd());
+        // Where it is refused, datagrams come one by one.
+        let _ = option::receive_merged(self.socket.as_fd(), offload);
+    }
+
+    /// Sends a run of messages that all leave by this socket. Neighbours with equal destination and size, which lie next
+    /// to each other in the arena, leave as one.
     pub(super) fn send(
-        &self,
+        &mut self,
         outbox: &Outbox,
         run: &[Transmit],
         batch: &mut SendBatch,
         counters: &mut Counters,
         too_big: &mut TooBig,
     ) {
-        let mut rest = run;
-        while let Some(first) = rest.first() {
-            let alike = rest.iter().take_while(|message| message.unfragmented == first.unfragmented).count();
-            let (run, later) = rest.split_at(alike);
-            rest = later;
+        for run in run.chunk_by(|a, b| a.unfragmented == b.unfragmented) {
+            let Some(first) = run.first() else { continue };
             // Rare: a few probes per path. The socket belongs to this thread, so the mode is only ours for the moment.
             let probe = first.unfragmented
                 && option::unfragmented(self.socket.as_fd(), first.to.is_ipv6(), true).is_ok();
-            self.send_alike(outbox, run, batch, counters, too_big);
+            let merge = self.segments && !first.unfragmented;
+            self.send_alike(outbox, run, merge, batch, counters, too_big);
             if probe {
                 let _ = option::unfragmented(self.socket.as_fd(), first.to.is_ipv6(), false);
             }
@@ -80,34 +88,97 @@ impl UdpDoor {
     }
 
     fn send_alike(
-        &self,
+        &mut self,
         outbox: &Outbox,
-        mut run: &[Transmit],
+        mut rest: &[Transmit],
+        merge: bool,
         batch: &mut SendBatch,
         counters: &mut Counters,
         too_big: &mut TooBig,
     ) {
-        while let Some(first) = run.first() {
-            let entries = run.iter().map(|message| (message.to, outbox.bytes(message.range.clone())));
-            let (sent, lost) = match batch.send(self.socket.as_fd(), entries) {
-                Ok(sent) if sent > 0 => (sent, 0),
-                Ok(_) => (0, 1),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => (0, 0),
+        while let Some(first) = rest.first() {
+            let runs = Runs { rest, merge };
+            let one = runs.clone().next().unwrap_or_default();
+            let entries = runs.clone().map(|run| message(outbox, run));
+            let done = match batch.send(self.socket.as_fd(), entries) {
+                Ok(0) => {
+                    counters.datagrams_refused += 1;
+                    1
+                }
+                Ok(sent) => {
+                    let sent = runs.take(sent);
+                    counters.runs_out += sent.clone().filter(|run| run.len() > 1).count() as u64;
+                    let datagrams = sent.map(<[Transmit]>::len).sum();
+                    counters.datagrams_out += datagrams as u64;
+                    datagrams
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
                 // The send buffer is full: the network is slower than we are. Waiting would only add delay.
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => (0, run.len().min(BATCH)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    let lost = runs.take(BATCH).map(<[Transmit]>::len).sum();
+                    counters.datagrams_refused += lost as u64;
+                    lost
+                }
+                // Not as one message, so one by one. A device that cannot do checksums (EIO) never will; other refusals
+                // are about this run: its datagrams do not fit the path unfragmented, for one (EINVAL).
+                Err(e) if one.len() > 1 => {
+                    counters.runs_refused += 1;
+                    self.segments &= !matches!(e.raw_os_error(), Some(libc::EIO | libc::EOPNOTSUPP));
+                    self.send_alike(outbox, one, false, batch, counters, too_big);
+                    one.len()
+                }
                 Err(e) => {
                     if e.raw_os_error() == Some(libc::EMSGSIZE) {
                         counters.too_big += 1;
                         note_too_big(too_big, first);
                     }
-                    (0, 1)
+                    counters.datagrams_refused += 1;
+                    1
                 }
             };
-            counters.datagrams_out += sent as u64;
-            counters.datagrams_refused += lost as u64;
-            run = run.get(sent + lost..).unwrap_or_default();
+            rest = rest.get(done..).unwrap_or_default();
         }
     }
+}
+
+/// Cuts a queue into the parts that leave as one message each.
+#[derive(Clone, Debug)]
+struct Runs<'a> {
+    rest: &'a [Transmit],
+    merge: bool,
+}
+
+impl<'a> Iterator for Runs<'a> {
+    type Item = &'a [Transmit];
+
+    /// Datagrams of one size to one destination, one behind the other in the arena; the last may be shorter.
+    fn next(&mut self) -> Option<&'a [Transmit]> {
+        let first = self.rest.first()?;
+        let size = first.range.len();
+        let most = if self.merge && size > 0 { SEGMENTS.min(RUN_MAX / size) } else { 1 };
+        let mut count = 1;
+        for (before, next) in self.rest.iter().zip(self.rest.iter().skip(1)).take(most.saturating_sub(1)) {
+            let fits = next.to == first.to
+                && next.range.start == before.range.end
+                && before.range.len() == size
+                && (1..=size).contains(&next.range.len());
+            if !fits {
+                break;
+            }
+            count += 1;
+        }
+        let (run, rest) = self.rest.split_at_checked(count)?;
+        self.rest = rest;
+        Some(run)
+    }
+}
+
+fn message<'a>(outbox: &'a Outbox, run: &[Transmit]) -> Message<'a> {
+    let (Some(first), Some(last)) = (run.first(), run.last()) else {
+        unreachable!("a run has a first message");
+    };
+    let segment = (run.len() > 1).then(|| u16::try_from(first.range.len()).unwrap_or(u16::MAX));
+    Message { to: first.to, bytes: outbox.bytes(first.range.start..last.range.end), segment }
 }
 
 impl AsFd for UdpDoor {
@@ -133,5 +204,13 @@ fn note_too_big(too_big: &mut TooBig, message: &Transmit) {
     if too_big.len() < TOO_BIG_MAX || too_big.contains_key(&message.to) {
         let size = message.range.len();
         too_big.entry(message.to).and_modify(|least| *least = size.min(*least)).or_insert(size);
+    }
+}
+
+#[cfg(test)]
+impl UdpDoor {
+    /// Leaves UDP checksums out (`SO_NO_CHECK`).
+    pub(super) fn skip_checksums(&self) {
+        option::skip_checksums(&self.socket).expect("any socket has the option");
     }
 }
