@@ -267,6 +267,10 @@ impl Servers {
             key: broker.credentials.certificate.key,
         });
         self.relay = relay_role::start(settings, join, beside).await?;
+        if self.network.is_none() && self.relay.is_some() {
+            let own = credentials::load_anchor(&settings.state_dir.join(membership::RELAY))?;
+            self.network = Some(own.network);
+        }
         Ok(())
     }
 
