@@ -10,6 +10,8 @@ use clap::Subcommand;
 use crate::cli::cert::CertArgs;
 use crate::config::load;
 use crate::config::settings::BROKER_PORT;
+use crate::config::settings::Overrides;
+use crate::config::settings::Secret;
 use crate::config::units;
 use crate::identity::names::GroupName;
 use crate::identity::names::MemberName;
@@ -33,7 +35,7 @@ pub(super) struct CommandLine {
 pub(super) enum Command {
     /// Bring this machine into its network, creating one if there is none, and stay until stopped
     Up(UpArgs),
-    /// Run the broker, relay and STUN roles of the configuration, without root
+    /// Run the broker, relay and STUN roles of this machine, without root; with --join it becomes a relay
     Serve(ServeArgs),
     /// Stop the running daemon
     Down(DownArgs),
@@ -77,28 +79,46 @@ impl ControlArgs {
     }
 }
 
+/// What every daemon is started with.
+#[derive(Args, Debug)]
+pub(super) struct StartArgs {
+    #[command(flatten)]
+    config: ConfigArg,
+    /// Join the network of this invite: the token, or file:PATH. Keep it out of `ps` with NTCP_JOIN or NTCP_JOIN_FILE
+    #[arg(long, value_name = "TOKEN", env = "NTCP_JOIN", hide_env_values = true)]
+    join: Option<String>,
+    /// Set by NTCP_JOIN_FILE alone
+    #[arg(long, hide = true, env = "NTCP_JOIN_FILE")]
+    join_file: Option<PathBuf>,
+    /// This machine's name in the network [default: the host name]
+    #[arg(long, env = "NTCP_NAME", value_parser = str::parse::<MemberName>)]
+    name: Option<MemberName>,
+    /// Where keys, certificates and the broker's database are kept [default: /var/lib/ntcp-overlay]
+    #[arg(long, value_name = "DIR", env = "NTCP_STATE_DIR")]
+    state_dir: Option<PathBuf>,
+    /// Control socket to listen on [default: /run/ntcp-overlay/control.sock]
+    #[arg(long, value_name = "SOCK", env = "NTCP_CONTROL")]
+    control: Option<PathBuf>,
+}
+
+impl StartArgs {
+    /// The configuration file, if one is named, and what wins over it.
+    pub(super) fn into_overrides(self) -> (Option<PathBuf>, Overrides) {
+        // Set but empty is how unit files say "none".
+        let token = self.join.as_deref().filter(|token| !token.trim().is_empty());
+        let join = token.map(Secret::parse).or_else(|| self.join_file.map(Secret::File));
+        let (state_dir, control, name) = (self.state_dir, self.control, self.name);
+        (self.config.config, Overrides { state_dir, control, name, join, ..Overrides::default() })
+    }
+}
+
 #[derive(Args, Debug)]
 pub(super) struct UpArgs {
     #[command(flatten)]
-    pub(super) config: ConfigArg,
-    /// Join the network of this invite: the token, or file:PATH. Keep it out of `ps` with NTCP_JOIN or NTCP_JOIN_FILE
-    #[arg(long, value_name = "TOKEN", env = "NTCP_JOIN", hide_env_values = true)]
-    pub(super) join: Option<String>,
-    /// Set by NTCP_JOIN_FILE alone
-    #[arg(long, hide = true, env = "NTCP_JOIN_FILE")]
-    pub(super) join_file: Option<PathBuf>,
-    /// This machine's name in the network [default: the host name]
-    #[arg(long, env = "NTCP_NAME", value_parser = str::parse::<MemberName>)]
-    pub(super) name: Option<MemberName>,
+    pub(super) start: StartArgs,
     /// What a network that is created here is called
     #[arg(long, env = "NTCP_NETWORK", value_parser = str::parse::<NetworkName>)]
     pub(super) network: Option<NetworkName>,
-    /// Where keys and certificates are kept [default: /var/lib/ntcp-overlay]
-    #[arg(long, value_name = "DIR", env = "NTCP_STATE_DIR")]
-    pub(super) state_dir: Option<PathBuf>,
-    /// Control socket to listen on [default: /run/ntcp-overlay/control.sock]
-    #[arg(long, value_name = "SOCK", env = "NTCP_CONTROL")]
-    pub(super) control: Option<PathBuf>,
     /// How others reach this machine's broker, if it has one; may be repeated
     #[arg(long, value_name = "HOST:PORT", env = "NTCP_ADVERTISE", value_delimiter = ',', value_parser = endpoint)]
     pub(super) advertise: Vec<BrokerAddr>,
@@ -113,25 +133,11 @@ pub(super) struct UpArgs {
     pub(super) in_background: bool,
 }
 
+/// Server roles; `--join` wants an invite for a relay (`ntcp-overlay invite --relay`).
 #[derive(Args, Debug)]
 pub(super) struct ServeArgs {
     #[command(flatten)]
-    pub(super) config: ConfigArg,
-    /// Become a relay of the network of this invite (`ntcp-overlay invite --relay`): the token, or file:PATH
-    #[arg(long, value_name = "TOKEN", env = "NTCP_JOIN", hide_env_values = true)]
-    pub(super) join: Option<String>,
-    /// Set by NTCP_JOIN_FILE alone
-    #[arg(long, hide = true, env = "NTCP_JOIN_FILE")]
-    pub(super) join_file: Option<PathBuf>,
-    /// The relay's name in the network [default: the host name]
-    #[arg(long, env = "NTCP_NAME", value_parser = str::parse::<MemberName>)]
-    pub(super) name: Option<MemberName>,
-    /// Where keys, certificates and the database are kept [default: /var/lib/ntcp-overlay]
-    #[arg(long, value_name = "DIR", env = "NTCP_STATE_DIR")]
-    pub(super) state_dir: Option<PathBuf>,
-    /// Control socket to listen on [default: /run/ntcp-overlay/control.sock]
-    #[arg(long, value_name = "SOCK", env = "NTCP_CONTROL")]
-    pub(super) control: Option<PathBuf>,
+    pub(super) start: StartArgs,
 }
 
 #[derive(Args, Debug)]

@@ -6,21 +6,12 @@ use crate::config::exit::Exit;
 use crate::config::exit::Failure;
 use crate::config::load;
 use crate::config::load::Loaded;
-use crate::config::settings::Overrides;
-use crate::config::settings::Secret;
 use crate::engine;
 use crate::engine::membership;
 
 pub(super) fn run(args: ServeArgs) -> anyhow::Result<Exit> {
-    let join = args.join.as_deref().map(Secret::parse).or_else(|| args.join_file.map(Secret::File));
-    let over = Overrides {
-        state_dir: args.state_dir,
-        control: args.control,
-        name: args.name,
-        join,
-        ..Overrides::default()
-    };
-    let Loaded { settings, warnings } = load::load(args.config.config.as_deref(), over)?;
+    let (config, over) = args.start.into_overrides();
+    let Loaded { settings, warnings } = load::load(config.as_deref(), over)?;
     let join = load::invite(&settings)?;
     let keys = membership::has_broker(&settings.state_dir) || membership::has_relay(&settings.state_dir);
     let roles =

@@ -11,13 +11,14 @@ use crate::config::exit::Exit;
 use crate::config::load;
 use crate::config::load::Loaded;
 use crate::config::settings::Overrides;
-use crate::config::settings::Secret;
 use crate::engine;
 use crate::engine::up::Announcement;
 
 pub(super) fn run(args: UpArgs) -> anyhow::Result<Exit> {
-    let (detached, in_background, config) = (args.detach, args.in_background, args.config.config.clone());
-    let Loaded { settings, warnings } = load::load(config.as_deref(), overrides(args))?;
+    let (detached, in_background) = (args.detach, args.in_background);
+    let (config, over) = args.start.into_overrides();
+    let over = Overrides { network: args.network, advertise: args.advertise, hosts_file: args.hosts, ..over };
+    let Loaded { settings, warnings } = load::load(config.as_deref(), over)?;
     let join = load::invite(&settings)?;
     permission::check()?;
     if detached {
@@ -31,21 +32,6 @@ pub(super) fn run(args: UpArgs) -> anyhow::Result<Exit> {
         tracing::warn!("{warning}");
     }
     engine::up::run(&settings, join, &mut |announcement| announce(announcement, in_background))
-}
-
-fn overrides(args: UpArgs) -> Overrides {
-    // Set but empty is how unit files say "none".
-    let token = args.join.as_deref().filter(|token| !token.trim().is_empty());
-    let join = token.map(Secret::parse).or_else(|| args.join_file.map(Secret::File));
-    Overrides {
-        state_dir: args.state_dir,
-        control: args.control,
-        name: args.name,
-        network: args.network,
-        join,
-        advertise: args.advertise,
-        hosts_file: args.hosts,
-    }
 }
 
 /// Whoever reads may be gone, and the network goes on all the same: errors are nobody's.
