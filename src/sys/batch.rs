@@ -80,7 +80,7 @@ impl RecvBatch {
         let parts = self.arena.chunks_exact_mut(STRIDE).zip(&self.headers.messages).zip(&self.headers.names);
         parts.take(self.filled).flat_map(|((room, message), name)| {
             let len = usize::try_from(message.msg_len).unwrap_or(ROOM).min(ROOM);
-            let size = segment_size(&message.msg_hdr).filter(|size| *size > 0).unwrap_or(len.max(1));
+            let size = segment_size(&message.msg_hdr).filter(|size| *size > 0).unwrap_or_else(|| len.max(1));
             // An empty datagram is one, too.
             let (first, rest) = room.split_at_mut(len).0.split_at_mut(size.min(len));
             let datagrams = std::iter::once(first).chain(rest.chunks_mut(size));
