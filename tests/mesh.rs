@@ -74,6 +74,16 @@ fn two_members_behind_symmetric_nats_are_relayed_and_told_why() {
 }
 
 #[test]
+fn where_the_first_relay_is_dead_both_sides_go_to_the_second() {
+    let (mut world, anna, bert) = World::pair(SYMMETRIC, SYMMETRIC);
+    world.server.offer_dead_relay(&world.authority, world.now.unix);
+    let took = world.ask(anna, bert, secs(5)).expect("an answer over the second relay");
+    println!("first answer after {took:?}");
+    let PathKind::Relay { name, .. } = world.path(anna, bert) else { panic!("relayed") };
+    assert_eq!(name.as_str(), "relay");
+}
+
+#[test]
 fn who_can_meet_directly_does_and_who_cannot_is_relayed() {
     // The oracle, by RFC 4787's words alone: a side that maps per destination is found only by a peer whose filter lets
     // the unforeseen port in.

@@ -12,6 +12,7 @@ use ntcp_overlay::base::id::SocketId;
 use ntcp_overlay::base::id::StreamId;
 use ntcp_overlay::base::rng::Seed;
 use ntcp_overlay::base::time::Now;
+use ntcp_overlay::base::time::UnixTime;
 use ntcp_overlay::base::transmit::Outbox;
 use ntcp_overlay::base::transmit::Via;
 use ntcp_overlay::broker::directory::Directory;
@@ -124,6 +125,21 @@ impl Server {
         let both = [at(Transport::Udp), at(Transport::Tcp)];
         let endpoints = if offered { &both[..] } else { &[] };
         self.broker.handle_local_relay(self.relay_certificate.clone(), endpoints);
+    }
+
+    /// Introductions name another relay first, at which nobody answers.
+    pub(crate) fn offer_dead_relay(&mut self, authority: &Authority, now: UnixTime) {
+        let subject = Subject {
+            uri: "ntcp://home/a-relay".parse().unwrap(),
+            wg: WgSecret::new([98; 32]).public(),
+            ..self.relay_certificate.subject.clone()
+        };
+        let (from, until) = validity(now, CA_LIFETIME);
+        let key = SigningKey::from_seed(&[3; 32]).public();
+        let certificate = authority.sign(&subject, &key, Serial::generate(), from, until).unwrap();
+        let nowhere = SocketAddr::from(([192, 0, 2, 200], 6061));
+        let at = |transport| Candidate { transport, kind: Kind::Configured, addr: nowhere };
+        self.broker.handle_local_relay(certificate, &[at(Transport::Udp), at(Transport::Tcp)]);
     }
 
     pub(crate) fn connect(&mut self, who: Who, certificate: Certificate, source: SocketAddr) {
