@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
+use crate::base::time::UnixTime;
 use crate::config::credentials;
 use crate::identity::credentials::Credentials;
 use crate::wire::enroll::BrokerAddr;
@@ -26,6 +27,8 @@ pub enum Standing {
     Member(Box<Credentials>),
     /// Not yet, but invited.
     Invited(Invite),
+    /// It was, and its certificate is worth nothing any more; the invite makes it one again, under the same name.
+    InvitedAgain(Invite, Box<Credentials>),
     /// Neither: found a network.
     Founder,
 }
@@ -33,24 +36,49 @@ pub enum Standing {
 /// Looks what this machine is.
 ///
 /// # Errors
-/// When its files are unreadable, or the invite is for another network than the one it is a member of.
-pub fn standing(state_dir: &Path, join: Option<Invite>) -> anyhow::Result<Standing> {
+/// When its files are unreadable, or the invite is for another network than the one it belongs to.
+pub fn standing(state_dir: &Path, join: Option<Invite>, now: UnixTime) -> anyhow::Result<Standing> {
     let dir = state_dir.join(MEMBER);
     if !credentials::is_enrolled(&dir) {
-        return Ok(join.map_or(Standing::Founder, Standing::Invited));
+        let Some(invite) = join else { return Ok(Standing::Founder) };
+        // A start that founded a network and got no further.
+        if has_broker(state_dir) {
+            let founded = credentials::load_anchor(&state_dir.join(BROKER))?;
+            anyhow::ensure!(
+                invite.ca == founded.fingerprint(),
+                "this machine has founded the network {} before (its keys are in {}): remove that directory to give the network up, or join {} with another --state-dir and --control",
+                founded.network,
+                state_dir.display(),
+                invite.network
+            );
+        }
+        return Ok(Standing::Invited(invite));
     }
-    let own = credentials::load(&dir)?;
-    if let Some(invite) = join {
-        anyhow::ensure!(
-            invite.ca == own.anchor.fingerprint(),
-            "this machine is already {} in {}: to be in network {} as well, run a second instance with its own --state-dir and --control",
-            own.certificate.subject.uri.name,
-            own.anchor.network,
-            invite.network
-        );
-        remember_brokers(&dir, &invite.brokers)?;
+    let own = Box::new(credentials::load(&dir)?);
+    let Some(invite) = join else { return Ok(Standing::Member(own)) };
+    anyhow::ensure!(
+        invite.ca == own.anchor.fingerprint(),
+        "this machine is already {} in {}: to be in network {} as well, run a second instance with its own --state-dir and --control; to leave {}, remove {}",
+        own.certificate.subject.uri.name,
+        own.anchor.network,
+        invite.network,
+        own.anchor.network,
+        state_dir.display()
+    );
+    if is_worthless(&dir, &own, now)? {
+        return Ok(Standing::InvitedAgain(invite, own));
     }
-    Ok(Standing::Member(Box::new(own)))
+    remember_brokers(&dir, &invite.brokers)?;
+    Ok(Standing::Member(own))
+}
+
+/// Whether the certificate in `dir` has run out or was taken back.
+///
+/// # Errors
+/// When the revocation list beside it is unreadable.
+pub fn is_worthless(dir: &Path, own: &Credentials, now: UnixTime) -> anyhow::Result<bool> {
+    let revoked = credentials::load_revocations(dir, &own.anchor)?.contains(&own.certificate.serial);
+    Ok(revoked || own.certificate.not_after < now)
 }
 
 /// The brokers that were remembered.
@@ -92,4 +120,88 @@ pub fn has_broker(state_dir: &Path) -> bool {
 #[must_use]
 pub fn has_relay(state_dir: &Path) -> bool {
     credentials::is_enrolled(&state_dir.join(RELAY))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::base::addr::OverlayAddrs;
+    use crate::engine::broker::create_network;
+    use crate::engine::clock;
+    use crate::identity::authority::Authority;
+    use crate::identity::authority::validity;
+    use crate::identity::certificate::Roles;
+    use crate::identity::certificate::Serial;
+    use crate::identity::certificate::Subject;
+    use crate::identity::names::MemberUri;
+    use crate::identity::revocation::RevocationList;
+
+    const LIFE: Duration = Duration::from_secs(3600);
+
+    fn network(name: &str) -> Authority {
+        Authority::create(&name.parse().unwrap(), "10.77.0.0/16".parse().unwrap(), clock::now().unix)
+    }
+
+    fn invite(ca: &Authority) -> Invite {
+        let (network, fingerprint) = (ca.anchor().network.clone(), ca.anchor().fingerprint());
+        let brokers = vec!["192.0.2.1:6060".parse().unwrap()];
+        Invite { network, ca: fingerprint, secret: [1; 32], brokers }
+    }
+
+    fn enrol(state_dir: &Path, ca: &Authority) -> Credentials {
+        let dir = state_dir.join(MEMBER);
+        let (key, wg) = credentials::keys_or_new(&dir).unwrap();
+        let addrs: OverlayAddrs = ca.anchor().overlay_addrs("10.77.0.1".parse().unwrap());
+        let uri = MemberUri { network: ca.anchor().network.clone(), name: "anna".parse().unwrap() };
+        let subject =
+            Subject { uri, roles: Roles::MEMBER, addrs: Some(addrs), groups: vec![], wg: wg.public() };
+        let (from, until) = validity(clock::now().unix, LIFE);
+        let certificate = ca.sign(&subject, &key.public(), Serial::generate(), from, until).unwrap();
+        credentials::store_new(&dir, ca.anchor(), &certificate).unwrap()
+    }
+
+    fn of(state_dir: &Path, join: Option<Invite>, now: UnixTime) -> &'static str {
+        match standing(state_dir, join, now).unwrap() {
+            Standing::Member(_) => "member",
+            Standing::Invited(_) => "invited",
+            Standing::InvitedAgain(_, old) => {
+                assert_eq!(old.certificate.subject.uri.name.as_str(), "anna");
+                "invited again"
+            }
+            Standing::Founder => "founder",
+        }
+    }
+
+    #[test]
+    fn an_invite_is_used_by_whoever_has_no_certificate_or_one_that_ran_out_or_was_taken_back() {
+        let (ca, dir) = (network("home"), tempfile::tempdir().unwrap());
+        let now = clock::now().unix;
+        let (state, late) = (dir.path(), now.plus(LIFE * 2));
+        assert_eq!(of(state, None, now), "founder");
+        assert_eq!(of(state, Some(invite(&ca)), now), "invited");
+        let own = enrol(state, &ca);
+        assert_eq!(of(state, Some(invite(&ca)), now), "member");
+        assert_eq!(of(state, None, late), "member", "without an invite it can only try");
+        assert_eq!(of(state, Some(invite(&ca)), late), "invited again");
+        let list = RevocationList::default().next(now, [own.certificate.serial]).unwrap();
+        credentials::store_revocations(&state.join(MEMBER), &ca.sign_revocations(&list)).unwrap();
+        assert_eq!(of(state, Some(invite(&ca)), now), "invited again");
+    }
+
+    #[test]
+    fn an_invite_of_another_network_is_refused_with_what_to_do() {
+        let (ca, other, dir) = (network("home"), network("work"), tempfile::tempdir().unwrap());
+        let (state, now) = (dir.path(), clock::now().unix);
+        let _ = enrol(state, &ca);
+        let error = standing(state, Some(invite(&other)), now).unwrap_err().to_string();
+        assert!(error.contains("anna in home") && error.contains("--state-dir"), "{error}");
+
+        let founded = tempfile::tempdir().unwrap();
+        let prefix = "10.9.0.0/24".parse().unwrap();
+        create_network(founded.path(), &"mine".parse().unwrap(), prefix).unwrap();
+        let error = standing(founded.path(), Some(invite(&other)), now).unwrap_err().to_string();
+        assert!(error.contains("founded the network mine") && error.contains("remove"), "{error}");
+    }
 }

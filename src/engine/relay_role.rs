@@ -33,6 +33,7 @@ use crate::engine::relay::RelayConfig;
 use crate::engine::relay::RelayServer;
 use crate::engine::roles::usable;
 use crate::identity::credentials::Credentials;
+use crate::identity::revocation::RevocationList;
 use crate::io::netlink::Netlink;
 use crate::nat::behavior::Profile;
 use crate::nat::candidate::Candidate;
@@ -95,7 +96,7 @@ pub async fn start(
         return Ok(None);
     }
     if let Some(invite) = join
-        && !credentials::is_enrolled(&dir)
+        && needs_enrolment(&dir, invite)?
     {
         enrol(settings, &dir, invite).await?;
     }
@@ -142,17 +143,32 @@ pub async fn start(
     Ok(Some(RunningRelay { handle, upkeep }))
 }
 
-/// Becomes a relay of the network that invited this machine.
+/// Whether an invite is to be used: there is no certificate yet, or none of worth.
+fn needs_enrolment(dir: &Path, invite: &Invite) -> anyhow::Result<bool> {
+    if !credentials::is_enrolled(dir) {
+        return Ok(true);
+    }
+    let own = credentials::load(dir)?;
+    Ok(invite.ca == own.anchor.fingerprint() && membership::is_worthless(dir, &own, clock::now().unix)?)
+}
+
+/// Becomes a relay of the network that invited this machine, or becomes one again.
 async fn enrol(settings: &Settings, dir: &Path, invite: &Invite) -> anyhow::Result<()> {
     let (key, wg) = credentials::keys_or_new(dir)?;
-    let request = SigningRequest::new(&settings.member.name, &key, wg.public());
+    let again = credentials::is_enrolled(dir);
+    let name = if again { credentials::load(dir)?.certificate.subject.uri.name } else { settings.member.name.clone() };
+    let request = SigningRequest::new(&name, &key, wg.public());
     let (anchor, certificate) = enroll::redeem(invite, &request).await?;
     anyhow::ensure!(
         certificate.subject.roles.relay,
         "this invite is for a member: use it with `ntcp-overlay up --join`, or ask for one of `ntcp-overlay invite --relay`"
     );
     membership::remember_brokers(dir, &invite.brokers)?;
-    credentials::store_new(dir, &anchor, &certificate)?;
+    if again {
+        credentials::replace_certificate(dir, &certificate.der)?;
+    } else {
+        credentials::store_new(dir, &anchor, &certificate)?;
+    }
     tracing::info!(name = %certificate.subject.uri, "this machine is a relay now");
     Ok(())
 }
@@ -226,6 +242,14 @@ async fn keep_registered(
                     Err(error) => {
                         tracing::warn!(error = format!("{error:#}"), "the renewed certificate is not stored")
                     }
+                }
+            }
+            Some(LinkEvent::Message(FromBroker::Revocations(signed))) => {
+                // Kept for the next start alone, which has to know whether the own certificate is on it.
+                if RevocationList::parse_signed(&signed, &own.anchor).is_ok()
+                    && let Err(error) = credentials::store_revocations(&dir, &signed)
+                {
+                    tracing::warn!(error = format!("{error:#}"), "the revocation list is not stored");
                 }
             }
             Some(LinkEvent::Message(_)) => {}

@@ -29,6 +29,7 @@ use crate::control::server::ControlServer;
 use crate::device::OpenError;
 use crate::device::Tun;
 use crate::engine::cleanup;
+use crate::engine::clock;
 use crate::engine::enroll;
 use crate::engine::link::Link;
 use crate::engine::link::LinkConfig;
@@ -99,7 +100,7 @@ async fn run_async(
     let tun = Tun::open(Some(settings.member.interface.as_str())).map_err(explain_device)?;
     let netlink = Netlink::open()?;
 
-    let standing = membership::standing(&settings.state_dir, join)?;
+    let standing = membership::standing(&settings.state_dir, join, clock::now().unix)?;
     let founded = matches!(standing, Standing::Founder);
     if founded {
         // Before there is anything to regret: the wanted prefix must be free.
@@ -406,19 +407,32 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
 /// Makes this machine a member, if it is not one yet.
 async fn enrol(settings: &Settings, standing: Standing, servers: &Servers) -> anyhow::Result<Credentials> {
     let dir = settings.state_dir.join(MEMBER);
+    let mut name = settings.member.name.clone();
     let invite = match standing {
         Standing::Member(own) => return Ok(*own),
         Standing::Invited(invite) => invite,
+        Standing::InvitedAgain(invite, old) => {
+            name = old.certificate.subject.uri.name.clone();
+            invite
+        }
         Standing::Founder => {
             let name = settings.member.name.clone();
             servers.create_invite(Some(name), Vec::new(), None, false).await?
         }
     };
     let (key, wg) = credentials::keys_or_new(&dir)?;
-    let request = SigningRequest::new(&settings.member.name, &key, wg.public());
+    let request = SigningRequest::new(&name, &key, wg.public());
     let (anchor, certificate) = enroll::redeem(&invite, &request).await?;
+    anyhow::ensure!(
+        certificate.subject.roles.member,
+        "this invite is for a relay: use one of its kind with `ntcp-overlay serve --join`, or ask for a member's (`ntcp-overlay invite`)"
+    );
     membership::remember_brokers(&dir, &invite.brokers)?;
-    credentials::store_new(&dir, &anchor, &certificate)
+    if credentials::is_enrolled(&dir) {
+        credentials::replace_certificate(&dir, &certificate.der)
+    } else {
+        credentials::store_new(&dir, &anchor, &certificate)
+    }
 }
 
 /// Where our brokers are: our own first, then the configured ones, or else the remembered ones.
