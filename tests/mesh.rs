@@ -121,6 +121,21 @@ fn neighbours_behind_one_nat_without_hairpin_meet_on_their_lan() {
 }
 
 #[test]
+fn a_relay_that_starts_anew_is_bound_again_as_soon_as_it_is_missed() {
+    for after in [secs(20), secs(400)] {
+        let (mut world, anna, bert) = World::pair(SYMMETRIC, SYMMETRIC);
+        assert!(world.ask(anna, bert, secs(5)).is_some());
+        let _ = world.converse(anna, bert, after);
+        let now = world.now;
+        world.server.restart_relay(now);
+        let (answers, gap) = world.converse(anna, bert, secs(30));
+        println!("after {after:?}: {answers} answers, a gap of {gap:?}");
+        assert!(gap <= ms(2500), "{gap:?}");
+        assert!(world.is_relayed(anna, bert));
+    }
+}
+
+#[test]
 fn a_blocked_path_falls_back_to_the_relay_and_comes_back_without_losing_the_session() {
     let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
     assert!(world.ask(anna, bert, secs(5)).is_some());

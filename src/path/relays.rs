@@ -47,6 +47,8 @@ struct Session {
     bound: Option<(Leg, Health)>,
     /// Whether the peer was heard in this session.
     met: bool,
+    /// It went silent, and the relay was asked whether it still knows us.
+    doubted: bool,
     born: Instant,
 }
 
@@ -81,6 +83,7 @@ impl Relays {
     pub(super) fn drive(&mut self, settled: bool, carrier: Option<Leg>, ctx: &mut Ctx<'_>) {
         self.open_reserve(settled, carrier, ctx);
         for session in &mut self.sessions {
+            session.doubt(ctx.now);
             if let Some(client::Event::Lost(why)) = session.side.handle_timeout(ctx.now) {
                 self.trouble = Some(why.to_string());
             }
@@ -261,7 +264,7 @@ impl Relays {
             self.release(old);
         }
         let name = grant.certificate.subject.uri.name.clone();
-        self.sessions.push(Session { name, keys, side, bound: None, met: false, born: ctx.now.instant });
+        self.sessions.push(Session { name, keys, side, bound: None, met: false, doubted: false, born: ctx.now.instant });
     }
 
     fn sync(&mut self, now: Instant) {
@@ -283,13 +286,22 @@ impl Session {
         self.bound.as_ref().is_some_and(|(at, _)| *at == leg)
     }
 
-    /// Takes over where the session is bound now.
+    /// A silent session may mean a silent peer or a relay that has forgotten us, as after a restart: ask it, once.
+    fn doubt(&mut self, now: Now) {
+        let silent = self.bound.as_ref().is_some_and(|(_, health)| health.is_dead());
+        if silent && !self.doubted {
+            self.side.handle_doubt(now);
+        }
+        self.doubted = silent;
+    }
+
+    /// Takes over where the session is bound now. Another leg is another way: what is known of the old one says nothing.
     fn sync(&mut self, now: Instant) {
         let leg = self.side.bound().map(|b| Leg { via: b.via, to: b.endpoint, channel: Some(b.channel) });
         self.bound = match (self.bound.take(), leg) {
             (_, None) => None,
-            (Some((_, health)), Some(leg)) => Some((leg, health)),
-            (None, Some(leg)) => Some((leg, Health::new(now))),
+            (Some((old, health)), Some(leg)) if old == leg => Some((leg, health)),
+            (_, Some(leg)) => Some((leg, Health::new(now))),
         };
     }
 

@@ -119,6 +119,15 @@ impl Server {
         server
     }
 
+    /// The relay's program ends and starts anew: it remembers nobody.
+    pub(crate) fn restart_relay(&mut self, now: Now) {
+        self.relay = Relay::new(Config::default(), WgSecret::new([99; 32]), Seed([77; 32]), now);
+        self.relay.authorise_broker(SigningKey::from_seed(&[1; 32]).public());
+        for (_, (who, theirs, _)) in std::mem::take(&mut self.streams) {
+            self.sent.push_back(Sent::Close(who, theirs));
+        }
+    }
+
     /// Whether introductions name the relay.
     pub(crate) fn offer_relay(&mut self, offered: bool) {
         let at = |transport| Candidate { transport, kind: Kind::Configured, addr: RELAY };
