@@ -16,15 +16,29 @@ use boringtun::noise::TunnResult;
 use boringtun::x25519;
 use proptest::prelude::*;
 
+use ntcp_overlay::base::id::AttemptId;
+use ntcp_overlay::base::id::RegistrationId;
+use ntcp_overlay::base::id::RequestId;
 use ntcp_overlay::base::id::SocketId;
 use ntcp_overlay::base::id::StreamId;
 use ntcp_overlay::base::transmit::Via;
+use ntcp_overlay::identity::authority::validity;
+use ntcp_overlay::identity::certificate::Roles;
+use ntcp_overlay::identity::certificate::Serial;
+use ntcp_overlay::identity::certificate::Subject;
 use ntcp_overlay::identity::keys::WgSecret;
 use ntcp_overlay::identity::revocation::RevocationList;
+use ntcp_overlay::nat::behavior::Profile;
 use ntcp_overlay::node::StockPeer;
+use ntcp_overlay::node::output::Order;
+use ntcp_overlay::node::output::Output;
+use ntcp_overlay::node::rendezvous::LinkUp;
 use ntcp_overlay::node::status::PathKind;
 use ntcp_overlay::punch::attempt;
 use ntcp_overlay::wire::broker::FromBroker;
+use ntcp_overlay::wire::broker::MemberRecord;
+use ntcp_overlay::wire::broker::Offer;
+use ntcp_overlay::wire::broker::Registered;
 use ntcp_overlay::wire::broker::ToBroker;
 use ntcp_overlay::wire::demux;
 
@@ -432,6 +446,72 @@ fn an_attempt_stays_within_its_budget_of_packets() {
 }
 
 #[test]
+fn introductions_by_hundreds_of_members_that_never_speak_leave_a_bounded_number_of_sessions() {
+    let (mut world, anna, _) = World::pair(OPEN, OPEN);
+    world.run(secs(1));
+    let now = world.now;
+    for n in 0..400_u16 {
+        let certificate = stranger(&world, n);
+        let offer = Offer {
+            attempt: AttemptId([[1; 14].as_slice(), &n.to_be_bytes()].concat().try_into().unwrap()),
+            request: None,
+            peer: MemberRecord { certificate, online: true, last_seen: now.unix },
+            candidates: vec![],
+            profile: Profile::default(),
+            relays: vec![],
+            noise: vec![],
+        };
+        let message = FromBroker::Offer(offer);
+        world.at_member(anna, |m| m.with(|node, out| node.handle_broker(message, now, out)));
+    }
+    assert!(world.machines[anna.0].node().sessions() >= 390);
+    world.run(secs(400));
+    let kept = world.machines[anna.0].node().sessions();
+    assert!(kept <= 130, "{kept}");
+    assert!(world.snapshot(anna).peers.len() >= 390, "they are known all the same");
+}
+
+#[test]
+fn a_broker_that_lists_in_circles_is_not_asked_for_ever() {
+    let (mut world, anna, _) = World::pair(OPEN, OPEN);
+    world.run(secs(1));
+    let (now, certificate) = (world.now, stranger(&world, 7));
+    let record = MemberRecord { certificate, online: true, last_seen: now.unix };
+    world.at_member(anna, |m| {
+        m.with(|node, out| {
+            let name = "broker".parse().unwrap();
+            let registered = Registered { registration: RegistrationId(1), udp: vec![], observed: server::BROKER, time: now.unix };
+            let up = LinkUp { broker: server::BROKER, name, key: [0; 32], registered };
+            node.handle_link_up(up, now, out);
+            let mut asked = 0;
+            let next = |out: &mut Output| out.orders.drain(..).find_map(list_request);
+            while let Some(request) = next(out) {
+                asked += 1;
+                assert!(asked < 10, "it never ends");
+                let members = vec![record.clone()];
+                node.handle_broker(FromBroker::Listing { request, members, more: true }, now, out);
+            }
+            assert_eq!(asked, 2, "the second listing brought nobody after the first");
+        });
+    });
+}
+
+#[test]
+fn a_member_whose_clock_is_wrong_is_relayed_all_the_same_and_status_says_so() {
+    let (mut world, anna, bert) = World::pair(SYMMETRIC, SYMMETRIC);
+    // Certificates that were signed today would not be valid yet.
+    world.run(secs(1200));
+    world.machines[anna.0].late = secs(900);
+    world.switch_on(anna);
+    world.run(secs(3));
+    assert!(world.ask(anna, bert, secs(5)).is_some());
+    assert!(world.is_relayed(anna, bert));
+    let problem = world.snapshot(anna).brokers.remove(0).problem.unwrap();
+    assert!(problem.contains("15 minutes behind"), "{problem}");
+    assert_eq!(world.snapshot(bert).brokers.remove(0).problem, None);
+}
+
+#[test]
 fn an_address_that_is_not_in_the_directory_is_looked_up_once() {
     let mut world = World::new();
     let (na, nb) = (world.nat(PORT_RESTRICTED), world.nat(PORT_RESTRICTED));
@@ -591,6 +671,28 @@ impl Phone {
 }
 
 /// The outside address from which `who` last sent straight to another member.
+/// The certificate of a member that is nowhere.
+fn stranger(world: &World, n: u16) -> Vec<u8> {
+    let [high, low] = n.to_be_bytes();
+    let wg = WgSecret::new([&[9, high, low], [9; 29].as_slice()].concat().try_into().unwrap());
+    let subject = Subject {
+        uri: format!("ntcp://home/stranger-{n}").parse().unwrap(),
+        roles: Roles::MEMBER,
+        addrs: Some(world.authority.anchor().overlay_addrs(Ipv4Addr::new(10, 77, 100 + high, low))),
+        groups: Vec::new(),
+        wg: wg.public(),
+    };
+    let (from, until) = validity(world.now.unix, secs(90 * 24 * 3600));
+    world.authority.sign(&subject, &[9; 32], Serial::generate(), from, until).unwrap().der
+}
+
+fn list_request(order: Order) -> Option<RequestId> {
+    match order {
+        Order::Broker(ToBroker::List { request, .. }) => Some(request),
+        _ => None,
+    }
+}
+
 fn direct_source(world: &World, who: Who) -> SocketAddr {
     let site = world.outside(who);
     let direct = |seen: &&Seen| seen.from.ip() == site && !server::is_here(seen.to.ip());

@@ -137,6 +137,9 @@ fn broker_line(broker: &Broker) -> String {
         }
         (_, None) => {}
     }
+    if let Some(problem) = &broker.problem {
+        let _ = write!(text, ", but {}", clean(problem));
+    }
     text
 }
 

@@ -308,7 +308,7 @@ pub struct Broker {
     pub address: String,
     /// Registered and alive.
     pub connected: bool,
-    /// The last failure.
+    /// The last failure, or what is wrong although it is connected.
     pub problem: Option<String>,
     /// Whether UDP reaches it; `null` if not tried yet.
     pub udp: Option<bool>,

@@ -48,6 +48,15 @@ impl Directory {
         true
     }
 
+    /// The other member that has the key or an address of `known` already.
+    #[must_use]
+    pub fn rival_of(&self, known: &Known) -> Option<&MemberName> {
+        let subject = &known.certificate.subject;
+        let addrs = [IpAddr::V4(known.addrs.v4), IpAddr::V6(known.addrs.v6)];
+        let of_addrs = addrs.iter().filter_map(|addr| self.by_addr.get(addr));
+        self.by_key.get(&subject.wg).into_iter().chain(of_addrs).find(|other| **other != subject.uri.name)
+    }
+
     /// Forgets a member.
     pub fn remove(&mut self, name: &MemberName) {
         let Some(old) = self.by_name.remove(name) else { return };

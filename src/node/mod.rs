@@ -88,6 +88,8 @@ const TICK: Duration = Duration::from_millis(250);
 const AUDIT: Duration = Duration::from_secs(30);
 /// A ping without an answer is given up after this.
 const PING_PATIENCE: Duration = Duration::from_secs(5);
+/// Peers that are kept although nothing was exchanged with them lately; each costs some KiB and a look four times a second.
+const MAX_IDLE_PEERS: usize = 128;
 /// Pings under way, at most.
 const MAX_PINGS: usize = 256;
 
@@ -167,6 +169,7 @@ pub struct Node {
     second: Instant,
     audit: Instant,
     renewal: Option<Instant>,
+    broker_clock: Option<rendezvous::BrokerClock>,
     unknown: BTreeMap<IpAddr, (Instant, Vec<Vec<u8>>)>,
 }
 
@@ -205,6 +208,7 @@ impl Node {
             second: now.instant,
             audit: now.instant,
             renewal: None,
+            broker_clock: None,
             unknown: BTreeMap::new(),
             rng: Rng::new(seed),
             me,
@@ -287,6 +291,7 @@ impl Node {
         if self.audit <= now.instant {
             self.audit = now.instant + AUDIT;
             self.audit_certificates(now, out);
+            self.forget_idle_peers(now, out);
         }
         self.drive_registrations(now, out);
         for id in self.peers.ids() {
@@ -310,6 +315,12 @@ impl Node {
             .chain(registrations)
             .min_by_key(|(at, _)| *at)
             .unwrap_or((self.tick, "tick"))
+    }
+
+    /// Members and stock peers that there is a session with, or was lately.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.peers.iter().count()
     }
 
     /// What the link should say about us when it comes up.
@@ -388,8 +399,9 @@ impl Node {
         f: impl FnOnce(&mut Path, &mut Ctx<'_>) -> R,
     ) -> Option<R> {
         let path = self.peers.get_mut(id)?.path_mut()?;
+        // Paths need the calendar for relays alone.
         let mut ctx = Ctx {
-            now,
+            now: self.broker_clock.map_or(now, |clock| clock.judged(now)),
             outbox: &mut out.outbox,
             rng: &mut self.rng,
             wg: &self.me.wg,
@@ -498,6 +510,31 @@ impl Node {
             ));
         }
         self.renew(now, out);
+    }
+
+    /// Peers that nothing was exchanged with lately keep their figures and their session for a while; with too many of
+    /// them those go whose session is the oldest. All of it comes back when it is needed.
+    fn forget_idle_peers(&mut self, now: Now, out: &mut Output) {
+        let pinged = |id: PeerId| self.pings.iter().any(|ping| ping.peer == id);
+        let is_idle = |peer: &Peer| match &peer.kind {
+            Kind::Mesh(mesh) => {
+                !mesh.path.is_active(now.instant) && mesh.path.leg().is_none() && !peer.has_kept()
+            }
+            Kind::Stock { .. } => false,
+        };
+        let mut idle: Vec<(Duration, PeerId)> = self
+            .peers
+            .iter()
+            .filter(|(id, peer)| is_idle(peer) && !pinged(*id))
+            .map(|(id, peer)| (peer.session.last_handshake().unwrap_or(Duration::MAX), id))
+            .collect();
+        idle.sort_unstable();
+        for (_, id) in idle.into_iter().skip(MAX_IDLE_PEERS) {
+            self.routes.remove(id);
+            if let Some(mut peer) = self.peers.remove(id) {
+                peer.close(now.instant, out);
+            }
+        }
     }
 
     fn begin_ping(&mut self, peer: &PeerRef, ticket: Ticket, now: Now, out: &mut Output) -> Reply {

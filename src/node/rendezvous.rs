@@ -7,9 +7,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::time::Duration;
+use std::time::Instant;
 
 use crate::base::id::RequestId;
 use crate::base::time::Now;
+use crate::base::time::UnixTime;
+use crate::identity::certificate::CLOCK_SKEW;
 use crate::identity::certificate::CertError;
 use crate::identity::certificate::Certificate;
 use crate::identity::names::MemberName;
@@ -41,6 +44,8 @@ use crate::wire::broker::ToBroker;
 
 /// Between tries to renew our certificate.
 const RENEW_EVERY: Duration = Duration::from_secs(3600);
+/// Our clock is not believed any more when it is so far from the broker's; relays forgive five times that.
+const CLOCK_DOUBT: Duration = Duration::from_secs(60);
 /// Addresses of the peer to which a handshake's answer goes beside its way through the broker.
 const ANSWERS_DIRECT: usize = 3;
 /// Questions to the broker whose answer is still awaited, at most; the oldest is forgotten first.
@@ -59,12 +64,47 @@ pub struct LinkUp {
     pub registered: Registered,
 }
 
+/// The broker's clock, as it was told. It goes on by the monotonic clock, so that setting our own changes nothing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BrokerClock {
+    told: UnixTime,
+    at: Instant,
+}
+
+impl BrokerClock {
+    /// What it shows now.
+    fn shows(self, now: Now) -> UnixTime {
+        self.told.plus(now.instant.saturating_duration_since(self.at))
+    }
+
+    /// The moment by the clock that relays are likely to agree with: ours, unless it is far off.
+    pub(super) fn judged(self, now: Now) -> Now {
+        let theirs = self.shows(now);
+        let off = theirs.since(now.unix).max(now.unix.since(theirs));
+        if off > CLOCK_DOUBT { Now { unix: theirs, ..now } } else { now }
+    }
+
+    /// What is wrong with our clock, in words, if it is off by more than certificates and relays forgive.
+    pub(super) fn complaint(self, now: Now) -> Option<String> {
+        let theirs = self.shows(now);
+        let (behind, ahead) = (theirs.since(now.unix), now.unix.since(theirs));
+        let off = behind.max(ahead);
+        let way = if behind > ahead { "behind" } else { "ahead of" };
+        (off > CLOCK_SKEW).then(|| {
+            let minutes = (off.as_secs() + 30) / 60;
+            format!("this machine's clock is {minutes} minutes {way} the broker's: set it, or certificates will be refused")
+        })
+    }
+}
+
 /// What a node knows of its link.
 #[derive(Debug, Default)]
 pub(super) struct Link {
     up: Option<LinkUp>,
     pub(super) problem: Option<String>,
     pending: BTreeMap<RequestId, Pending>,
+    /// The last name of the newest listing.
+    listed: Option<MemberName>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +138,7 @@ impl Node {
             .map(|to| Registration::new(to, up.registered.registration, up.key, now.instant))
             .collect();
         self.local.beside_broker = up.broker.ip().is_loopback();
+        self.broker_clock = Some(BrokerClock { told: up.registered.time, at: now.instant });
         let what = format!("registered with {} at {}", up.name, up.broker);
         self.link = Link { up: Some(up), ..Link::default() };
         out.notices.push_back(Notice::Broker { connected: true, what });
@@ -149,13 +190,15 @@ impl Node {
                 }
             }
             FromBroker::Listing { request, members, more } => {
-                self.link.pending.remove(&request);
+                let Some(Pending::List) = self.link.pending.remove(&request) else { return };
                 let mut last = None;
                 for record in &members {
                     last = self.learn(record, now, out).or(last);
                 }
                 self.announce_directory(out);
-                if let (true, Some(after)) = (more, last) {
+                // Names only go up, so that no broker keeps us asking for ever.
+                if let (true, Some(after)) = (more, last.filter(|last| self.link.listed.as_ref() < Some(last))) {
+                    self.link.listed = Some(after.clone());
                     let list = |request| ToBroker::List { request, after: Some(after) };
                     self.request(Pending::List, list, out);
                 }
@@ -406,8 +449,17 @@ impl Node {
 
     fn known(&self, certificate: Certificate, online: bool, now: Now) -> Option<Known> {
         let addrs = certificate.subject.addrs.filter(|_| certificate.subject.roles.member)?;
-        let ours = certificate.subject.uri == self.me.certificate.subject.uri || addrs == self.me.addrs;
-        (!ours).then_some(Known { certificate, addrs, online, last_seen: now.unix })
+        let ours = certificate.subject.uri == self.me.certificate.subject.uri
+            || certificate.subject.wg == self.me.certificate.subject.wg
+            || addrs == self.me.addrs;
+        let known = Known { certificate, addrs, online, last_seen: now.unix };
+        // Two who sign may have given one thing twice. Whoever had it first keeps it.
+        if let Some(holder) = self.directory.rival_of(&known) {
+            let name = &known.certificate.subject.uri.name;
+            tracing::warn!(%name, %holder, "left out: its key or its overlay address belongs to another member");
+            return None;
+        }
+        (!ours).then_some(known)
     }
 
     fn believe(&self, der: &[u8], now: Now) -> Option<Certificate> {

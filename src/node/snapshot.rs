@@ -35,20 +35,20 @@ impl Node {
             certificate_until: self.me.certificate.not_after,
             candidates: self.candidates(),
             profile: self.profile,
-            brokers: vec![self.broker_status()],
+            brokers: vec![self.broker_status(now)],
             peers,
             revocations: self.revocations.version,
             counters: self.counters,
         }
     }
 
-    fn broker_status(&self) -> BrokerStatus {
+    fn broker_status(&self, now: Now) -> BrokerStatus {
         let up = self.link.up();
         let works: Vec<Option<bool>> = self.registrations.iter().map(Registration::works).collect();
         BrokerStatus {
             address: up.map(|up| format!("{} {}", up.name, up.broker)).unwrap_or_default(),
             connected: up.is_some(),
-            problem: self.link.problem.clone(),
+            problem: self.link.problem.clone().or_else(|| self.broker_clock?.complaint(now)),
             udp: works.iter().copied().flatten().max(),
             mapped: self.registrations.iter().find_map(Registration::mapped),
             rtt: self.registrations.iter().find_map(Registration::rtt),

@@ -88,7 +88,7 @@ pub struct BrokerStatus {
     pub address: String,
     /// Registered and alive.
     pub connected: bool,
-    /// The last failure, in words.
+    /// The last failure, or what is wrong although it is connected, in words.
     pub problem: Option<String>,
     /// Whether UDP registrations are answered; `None` if not tried yet.
     pub udp: Option<bool>,

@@ -87,6 +87,8 @@ pub(crate) struct Machine {
     pub(crate) offers: Vec<Offer>,
     /// Never hears who is in the network, as in one that is larger than a directory.
     pub(crate) uninformed: bool,
+    /// Its clock shows an earlier time by so much.
+    pub(crate) late: Duration,
     anchor: TrustAnchor,
     out: Output,
     online: bool,
@@ -123,10 +125,16 @@ impl Machine {
             said: Vec::new(),
             offers: Vec::new(),
             uninformed: false,
+            late: Duration::ZERO,
             anchor: authority.anchor().clone(),
             out: Output::default(),
             online: false,
         }
+    }
+
+    /// The moment as the machine sees it.
+    pub(crate) fn clock(&self, now: Now) -> Now {
+        Now { unix: UnixTime::from_epoch(now.unix.since(UnixTime::from_epoch(self.late))), ..now }
     }
 
     pub(crate) fn node(&self) -> &Node {
@@ -142,29 +150,35 @@ impl Machine {
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Now) {
+        let now = self.clock(now);
         self.with(|node, out| node.handle_timeout(now, out));
     }
 
     pub(crate) fn handle_datagram(&mut self, from: SocketAddr, mut bytes: Vec<u8>, now: Now) {
+        let now = self.clock(now);
         if !self.no_udp || matches!(from.ip(), IpAddr::V4(v4) if v4.is_private()) {
             self.with(|node, out| node.handle_message(Via::Udp(SocketId::V4), from, &mut bytes, now, out));
         }
     }
 
     pub(crate) fn handle_opened(&mut self, id: StreamId, now: Now) {
+        let now = self.clock(now);
         self.with(|node, out| node.handle_stream(id, StreamEvent::Opened, RELAY, now, out));
     }
 
     pub(crate) fn handle_closed(&mut self, id: StreamId, why: &str, now: Now) {
+        let now = self.clock(now);
         let event = StreamEvent::Closed(why.to_owned());
         self.with(|node, out| node.handle_stream(id, event, RELAY, now, out));
     }
 
     pub(crate) fn handle_frame(&mut self, id: StreamId, mut bytes: Vec<u8>, now: Now) {
+        let now = self.clock(now);
         self.with(|node, out| node.handle_stream(id, StreamEvent::Frame(&mut bytes), RELAY, now, out));
     }
 
     pub(crate) fn handle_broker(&mut self, message: FromBroker, key: [u8; 32], now: Now) {
+        let now = self.clock(now);
         match message {
             FromBroker::Registered(registered) => {
                 self.online = true;
@@ -183,6 +197,7 @@ impl Machine {
     }
 
     pub(crate) fn handle_packet(&mut self, packet: &[u8], now: Now) {
+        let now = self.clock(now);
         let mut buffer = packet.to_vec();
         buffer.resize(packet.len() + 16, 0);
         self.with(|node, out| node.handle_packet(&mut buffer, packet.len(), now, out));
@@ -268,12 +283,14 @@ impl World {
         let mut seed = [0; 32];
         seed[0] = u8::try_from(who.0).unwrap() + 1;
         seed[1] = u8::try_from(machine.life).unwrap();
+        let now = machine.clock(now);
         let mut node = Node::new(me, config, RevocationList::default(), Seed(seed), now);
         let (ip, port) = (machine.inside.ip(), machine.inside.port());
         node.handle_network(&[ip], (port, 0), now, &mut machine.out);
         let register = node.register();
         machine.node = Some(node);
         let certificate = machine.certificate.clone();
+        let now = self.now;
         self.server.connect(who, certificate, source);
         self.server.handle_message(who, ToBroker::Register(register), now);
         self.collect_server();
@@ -341,8 +358,8 @@ impl World {
     }
 
     pub(crate) fn snapshot(&mut self, who: Who) -> Snapshot {
-        let now = self.now;
         let machine = &mut self.machines[who.0];
+        let now = machine.clock(self.now);
         match machine.node.as_mut().unwrap().handle_request(Request::Status, now, &mut machine.out) {
             Reply::Status(snapshot) => *snapshot,
             other => unreachable!("{other:?}"),
