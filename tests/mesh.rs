@@ -480,7 +480,12 @@ fn a_broker_that_lists_in_circles_is_not_asked_for_ever() {
     world.at_member(anna, |m| {
         m.with(|node, out| {
             let name = "broker".parse().unwrap();
-            let registered = Registered { registration: RegistrationId(1), udp: vec![], observed: server::BROKER, time: now.unix };
+            let registered = Registered {
+                registration: RegistrationId(1),
+                udp: vec![],
+                observed: server::BROKER,
+                time: now.unix,
+            };
             let up = LinkUp { broker: server::BROKER, name, key: [0; 32], registered };
             node.handle_link_up(up, now, out);
             let mut asked = 0;

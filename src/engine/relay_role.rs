@@ -156,7 +156,11 @@ fn needs_enrolment(dir: &Path, invite: &Invite) -> anyhow::Result<bool> {
 async fn enrol(settings: &Settings, dir: &Path, invite: &Invite) -> anyhow::Result<()> {
     let (key, wg) = credentials::keys_or_new(dir)?;
     let again = credentials::is_enrolled(dir);
-    let name = if again { credentials::load(dir)?.certificate.subject.uri.name } else { settings.member.name.clone() };
+    let name = if again {
+        credentials::load(dir)?.certificate.subject.uri.name
+    } else {
+        settings.member.name.clone()
+    };
     let request = SigningRequest::new(&name, &key, wg.public());
     let (anchor, certificate) = enroll::redeem(invite, &request).await?;
     anyhow::ensure!(

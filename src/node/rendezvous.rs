@@ -197,7 +197,9 @@ impl Node {
                 }
                 self.announce_directory(out);
                 // Names only go up, so that no broker keeps us asking for ever.
-                if let (true, Some(after)) = (more, last.filter(|last| self.link.listed.as_ref() < Some(last))) {
+                if let (true, Some(after)) =
+                    (more, last.filter(|last| self.link.listed.as_ref() < Some(last)))
+                {
                     self.link.listed = Some(after.clone());
                     let list = |request| ToBroker::List { request, after: Some(after) };
                     self.request(Pending::List, list, out);

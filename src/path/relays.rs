@@ -264,7 +264,15 @@ impl Relays {
             self.release(old);
         }
         let name = grant.certificate.subject.uri.name.clone();
-        self.sessions.push(Session { name, keys, side, bound: None, met: false, doubted: false, born: ctx.now.instant });
+        self.sessions.push(Session {
+            name,
+            keys,
+            side,
+            bound: None,
+            met: false,
+            doubted: false,
+            born: ctx.now.instant,
+        });
     }
 
     fn sync(&mut self, now: Instant) {
