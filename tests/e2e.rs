@@ -115,6 +115,13 @@ fn copy_for_all(host: &Host) -> Result<String> {
     Ok(copy)
 }
 
+/// Writes a host's configuration; answers the file's name.
+fn configured(host: &Host, text: &str) -> Result<String> {
+    let file = host.ns.files()?.join("overlay.toml");
+    fs::write(&file, text)?;
+    Ok(file.to_string_lossy().into_owned())
+}
+
 /// The peer stays behind a relay for a while in which a direct path would have been found.
 fn stays_relayed(daemon: &Daemon, peer: &str) -> Result<PeerPath> {
     daemon.wait_relay(peer, PATIENCE)?;
@@ -356,6 +363,32 @@ fn homes_behind_one_carrier_meet_directly_only_with_its_hairpin() {
             }
         });
     }
+}
+
+#[test]
+fn a_stun_server_inside_the_carriers_network_shows_its_customers_a_direct_way() {
+    lab::test(|lab| {
+        let net = Internet::new(lab)?;
+        let server = net.host("server", &Link::delayed(DELAY))?;
+        let carrier = Site::new(Nat::PortRestricted).network(Ipv4Addr::new(100, 64, 0, 0));
+        let isp = net.site("isp", carrier, &Link::delayed(DELAY))?;
+        let home = Site::new(Nat::PortRestricted);
+        let a_home = isp.site("a-home", home.lan(1), &Link::Plain)?;
+        let b_home = isp.site("b-home", home.lan(2), &Link::Plain)?;
+        let (a, b) = (a_home.host("alice")?, b_home.host("bob")?);
+
+        let inside = isp.host("stun")?;
+        let stun = configured(&inside, "[stun]\nenabled = true\n")?;
+        let _stun = product()?.daemon(&inside.ns, &["serve", "--config", &stun])?;
+        let servers = format!("[member]\nstun_servers = [\"{}:3478\"]\n", inside.v4);
+        let mesh = Mesh::found(&product()?, &server, "")?;
+        let alice = mesh.join(&a, &["--config", &configured(&a, &servers)?])?;
+        let bob = mesh.join(&b, &["--config", &configured(&b, &servers)?])?;
+        meet(&alice, &bob)?;
+        let path = alice.wait_direct("bob", PATIENCE)?;
+        ensure!(endpoint_ip(&path)? == IpAddr::V4(b_home.wan()), "{path:?}");
+        Ok(())
+    });
 }
 
 #[test]

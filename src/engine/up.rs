@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -119,7 +120,8 @@ async fn run_async(
     let (news_in, news) = mpsc::unbounded_channel();
     let brokers = broker_addresses(settings, &servers)?;
     let local = netlink.local_addresses(Some(&interface)).await?;
-    let member = Member::start(parts(settings, &own, addrs, tun, local)?, news_in)?;
+    let observers = look_up(&settings.member.stun_servers).await;
+    let member = Member::start(parts(settings, &own, addrs, tun, local, observers)?, news_in)?;
     let (link_in, link_events) = mpsc::channel(256);
     let link_config = LinkConfig { brokers, credentials: own.clone(), register: member.register() };
     let link = Link::spawn(link_config, link_in);
@@ -451,6 +453,21 @@ fn broker_addresses(settings: &Settings, servers: &Servers) -> anyhow::Result<Ve
     Ok(all)
 }
 
+/// The STUN servers' addresses; one that cannot be found is left out, with a word.
+async fn look_up(servers: &[BrokerAddr]) -> Vec<SocketAddr> {
+    let mut all = Vec::new();
+    for server in servers {
+        match server {
+            BrokerAddr::Addr(addr) => all.push(*addr),
+            BrokerAddr::Host(host, port) => match tokio::net::lookup_host((host.as_str(), *port)).await {
+                Ok(found) => all.extend(found.take(1)),
+                Err(error) => tracing::warn!(%error, host, "a STUN server's name cannot be looked up"),
+            },
+        }
+    }
+    all
+}
+
 async fn configure(
     netlink: &Netlink,
     tun: &Tun,
@@ -476,6 +493,7 @@ fn parts(
     addrs: OverlayAddrs,
     tun: Tun,
     local: Vec<IpAddr>,
+    observers: Vec<SocketAddr>,
 ) -> anyhow::Result<Parts> {
     let request = SigningRequest::new(&own.certificate.subject.uri.name, &own.key, own.wg.public());
     let stock = settings.wireguard_peers.iter().map(|peer| StockPeer {
@@ -493,6 +511,7 @@ fn parts(
         relay: settings.member.relay,
         overlay: vec![own.anchor.prefix.into(), own.anchor.overlay_prefix_v6().into()],
         configured: settings.member.candidates.clone(),
+        observers,
         csr: request.emit(),
         stock: stock.collect(),
     };

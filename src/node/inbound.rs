@@ -118,8 +118,14 @@ impl Node {
             if !self.registrations.iter().map(Registration::mapped).eq(before) {
                 self.on_new_mapping(now, out);
             }
+            return true;
         }
-        registered
+        let observed = self.observers.handle_response(leg.to, received, now.instant);
+        if observed == Some(true) {
+            self.announce_candidates(out);
+            self.on_new_mapping(now, out);
+        }
+        observed.is_some()
     }
 
     /// The broker sees us at another address than before: whoever is being punched without it must hear of it.

@@ -13,6 +13,7 @@
 
 pub mod directory;
 mod inbound;
+mod observers;
 mod outbound;
 pub mod output;
 pub mod peers;
@@ -53,6 +54,7 @@ use crate::nat::candidate::MAX_CANDIDATES;
 use crate::nat::candidate::Transport;
 use crate::node::directory::Directory;
 use crate::node::directory::Known;
+use crate::node::observers::Observers;
 use crate::node::output::Notice;
 use crate::node::output::Order;
 use crate::node::output::Output;
@@ -121,6 +123,8 @@ pub struct Config {
     pub overlay: Vec<IpNetwork>,
     /// Addresses that the owner wrote down.
     pub configured: Vec<SocketAddr>,
+    /// STUN servers that show inner addresses.
+    pub observers: Vec<SocketAddr>,
     /// A signing request of our own keys, for renewal.
     pub csr: Vec<u8>,
     /// `[[wireguard_peer]]`.
@@ -157,6 +161,7 @@ pub struct Node {
     routes: Routes,
     link: rendezvous::Link,
     registrations: Vec<Registration>,
+    observers: Observers,
     local: plan::Local,
     hosts: Vec<SocketAddr>,
     profile: Profile,
@@ -196,6 +201,7 @@ impl Node {
             routes: Routes::default(),
             link: rendezvous::Link::default(),
             registrations: Vec::new(),
+            observers: Observers::default(),
             local,
             hosts: Vec::new(),
             profile: Profile::default(),
@@ -214,6 +220,9 @@ impl Node {
             me,
             config,
         };
+        if node.config.udp {
+            node.observers = Observers::new(&node.config.observers, now.instant);
+        }
         for stock in node.config.stock.clone() {
             node.add_stock(&stock);
         }
@@ -239,6 +248,7 @@ impl Node {
         for registration in &mut self.registrations {
             registration.refresh(now.instant);
         }
+        self.observers.refresh(now.instant);
         if !first {
             for id in self.peers.ids() {
                 self.with_path(id, now, out, Path::handle_network_change);
@@ -294,6 +304,9 @@ impl Node {
             self.forget_idle_peers(now, out);
         }
         self.drive_registrations(now, out);
+        if self.observers.handle_timeout(now.instant, &mut out.outbox, &mut self.rng) {
+            self.announce_candidates(out);
+        }
         for id in self.peers.ids() {
             let due = self.peers.get(id).and_then(Peer::deadline).is_some_and(|at| at <= now.instant);
             if due {
@@ -310,9 +323,11 @@ impl Node {
         let registrations =
             self.registrations.iter().map(Registration::poll_timeout).min().map(|at| (at, "registration"));
         let own = [(self.tick, "tick"), (self.second, "second"), (self.audit, "audit")];
+        let observers = self.observers.poll_timeout().map(|at| (at, "STUN server"));
         own.into_iter()
             .chain(paths)
             .chain(registrations)
+            .chain(observers)
             .min_by_key(|(at, _)| *at)
             .unwrap_or((self.tick, "tick"))
     }
@@ -633,7 +648,10 @@ impl Node {
             move |addr: &SocketAddr| Candidate { transport: Transport::Udp, kind, addr: *addr }
         };
         let configured = self.config.configured.iter().map(of(CandidateKind::Configured));
-        configured.chain(self.hosts.iter().map(of(CandidateKind::Host))).take(MAX_CANDIDATES - 2).collect()
+        let hosts = self.hosts.iter().map(of(CandidateKind::Host));
+        let inner: Vec<SocketAddr> = self.observers.mapped().filter(|at| addr::is_candidate(*at)).collect();
+        let inner = inner.iter().filter(|at| !self.hosts.contains(at)).map(of(CandidateKind::Inner));
+        configured.chain(inner).chain(hosts).take(MAX_CANDIDATES - 2).collect()
     }
 }
 

@@ -575,6 +575,7 @@ mod tests {
             relay: true,
             overlay: Vec::new(),
             configured: Vec::new(),
+            observers: Vec::new(),
             csr: vec![1],
             stock: Vec::new(),
         };

@@ -277,6 +277,7 @@ impl World {
             relay: true,
             overlay,
             configured: Vec::new(),
+            observers: Vec::new(),
             csr: Vec::new(),
             stock: machine.stock.clone(),
         };

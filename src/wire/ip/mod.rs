@@ -1,4 +1,4 @@
-//! A read-only view of an IP packet: as much as routing, source checks and the path MTU need.
+//! A read-only view of an IP packet: as much as routing and source checks need.
 //!
 //! ```text
 //! IPv4 (RFC 791)                                   IPv6 (RFC 8200)
@@ -13,7 +13,6 @@
 //! Packets come from this machine's kernel or, out of the tunnel, from a peer: nothing in them is believed. Lengths are
 //! checked against the buffer, extension headers are counted. Checksums are the receiving kernel's to check.
 
-mod icmp;
 mod mss;
 #[cfg(test)]
 mod tests;
@@ -25,7 +24,6 @@ use std::net::Ipv6Addr;
 use super::WireError;
 use crate::base::cursor::Reader;
 
-pub use icmp::icmp_too_big;
 pub use mss::clamp_mss;
 pub use mss::max_mss;
 
@@ -270,16 +268,6 @@ fn fragment_of(offset: u16, more: bool) -> Fragment {
         (0, true) => Fragment::First,
         (_, _) => Fragment::Later,
     }
-}
-
-/// The Internet checksum's sum over `bytes`, not complemented (RFC 1071).
-fn sum(bytes: &[u8]) -> u32 {
-    let words = bytes.chunks(2).map(|word| match word {
-        [a, b] => u32::from(u16::from_be_bytes([*a, *b])),
-        [a] => u32::from(*a) << 8,
-        _ => 0,
-    });
-    words.fold(0, |sum, word| u32::from(fold(sum + word)))
 }
 
 /// Adds the carries.
