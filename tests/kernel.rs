@@ -5,8 +5,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+use std::io::Read as _;
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::net::SocketAddr;
+use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
@@ -17,6 +20,7 @@ use std::time::Instant;
 
 use ntcp_overlay::base::id::SocketId;
 use ntcp_overlay::base::transmit::Outbox;
+use ntcp_overlay::base::transmit::PacketBatch;
 use ntcp_overlay::base::transmit::Via;
 use ntcp_overlay::device::OpenError;
 use ntcp_overlay::device::Tun;
@@ -54,48 +58,95 @@ macro_rules! test_name {
 fn a_device_carries_pings_of_the_kernel_on_both_families_and_nothing_else() {
     let Some(()) = inside(test_name!(), "") else { return };
     block_on(async {
-        let (tun, netlink) = device().await;
-        assert_eq!(tun.name(), "ntcp0");
-        assert_eq!(sysfs("ntcp0", "mtu"), MTU.to_string());
-        let link_local =
-            Command::new("ip").args("-6 addr show dev ntcp0 scope link".split(' ')).output().unwrap();
-        assert_eq!(String::from_utf8_lossy(&link_local.stdout), "", "so no router solicitations");
-        let addresses = netlink.local_addresses(None).await.unwrap();
-        assert_eq!(addresses, [ip("10.77.0.1"), ip("fd12:3456:789a:bcde::a4d:1")]);
-        assert_eq!(netlink.local_addresses(Some("ntcp0")).await.unwrap(), NOBODY);
+        for offload in [true, false] {
+            let (mut tun, netlink) = device(offload).await;
+            assert_eq!(tun.name(), "ntcp0");
+            assert_eq!(sysfs("ntcp0", "mtu"), MTU.to_string());
+            let link_local =
+                Command::new("ip").args("-6 addr show dev ntcp0 scope link".split(' ')).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&link_local.stdout), "", "so no router solicitations");
+            let addresses = netlink.local_addresses(None).await.unwrap();
+            assert_eq!(addresses, [ip("10.77.0.1"), ip("fd12:3456:789a:bcde::a4d:1")]);
+            assert_eq!(netlink.local_addresses(Some("ntcp0")).await.unwrap(), NOBODY);
 
-        for (peer, domain, protocol, ask, answer) in
-            [(PEER4, Domain::IPV4, Protocol::ICMPV4, 8, 0), (PEER6, Domain::IPV6, Protocol::ICMPV6, 128, 129)]
-        {
-            let socket = Socket::new(domain, Type::RAW, Some(protocol)).unwrap();
-            let mut echo = vec![ask, 0, 0, 0, 0x12, 0x34, 0, 1];
-            echo.extend_from_slice(b"hello from the kernel");
-            if peer == PEER4 {
-                let sum = internet_checksum(&echo);
-                echo[2..4].copy_from_slice(&sum.to_be_bytes());
+            for (peer, domain, protocol, ask, answer) in [
+                (PEER4, Domain::IPV4, Protocol::ICMPV4, 8, 0),
+                (PEER6, Domain::IPV6, Protocol::ICMPV6, 128, 129),
+            ] {
+                let socket = Socket::new(domain, Type::RAW, Some(protocol)).unwrap();
+                let mut echo = vec![ask, 0, 0, 0, 0x12, 0x34, 0, 1];
+                echo.extend_from_slice(b"hello from the kernel");
+                if peer == PEER4 {
+                    let sum = internet_checksum(&echo);
+                    echo[2..4].copy_from_slice(&sum.to_be_bytes());
+                }
+                socket.send_to(&echo, &SocketAddr::new(ip(peer), 0).into()).unwrap();
+                let packet = packets(&mut tun, 1).pop().unwrap();
+                let head = if peer == PEER4 { 20 } else { 40 };
+                assert_eq!(packet[head], ask, "an echo request: {packet:?}");
+                assert!(packet.ends_with(b"hello from the kernel"));
+
+                assert!(tun.send(&answered(packet, head, answer)).unwrap());
+                let mut got = [std::mem::MaybeUninit::uninit(); 200];
+                socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+                let (_, from) = socket.recv_from(&mut got).unwrap();
+                assert_eq!(from.as_socket().unwrap().ip(), ip(peer));
             }
-            socket.send_to(&echo, &SocketAddr::new(ip(peer), 0).into()).unwrap();
-            let packet = packets(&tun, 1).pop().unwrap();
-            let head = if peer == PEER4 { 20 } else { 40 };
-            assert_eq!(packet[head], ask, "an echo request: {packet:?}");
-            assert!(packet.ends_with(b"hello from the kernel"));
-
-            assert!(tun.send(&answered(packet, head, answer)).unwrap());
-            let mut got = [std::mem::MaybeUninit::uninit(); 200];
-            socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-            let (_, from) = socket.recv_from(&mut got).unwrap();
-            assert_eq!(from.as_socket().unwrap().ip(), ip(peer));
+            assert!(tun.recv(&mut [0; 2000]).unwrap().is_none(), "the kernel says nothing unasked");
+            assert!(tun.send(&[0x10; 40]).is_err(), "what is not IP is refused");
         }
-        assert!(tun.recv(&mut [0; 2000]).unwrap().is_none(), "the kernel says nothing unasked");
-        assert!(tun.send(&[0x10; 40]).is_err(), "what is not IP is refused");
     });
+}
+
+/// The network behind the device sends everything back, with the addresses swapped: checksums stay right, and what this
+/// machine sends to the peer comes in as if the peer had sent it.
+#[test]
+fn bulk_traffic_comes_through_both_backends_on_both_families() {
+    let Some(()) = inside(test_name!(), "") else { return };
+    for offload in [true, false] {
+        let (mut tun, _netlink) = block_on(device(offload));
+        for (near, peer) in [("10.77.0.1", PEER4), ("fd12:3456:789a:bcde::a4d:1", PEER6)] {
+            let listener = std::net::TcpListener::bind((near, 0)).unwrap();
+            let to = SocketAddr::new(ip(peer), listener.local_addr().unwrap().port());
+            let bytes: Vec<u8> = (0..4_000_000_u32).map(|i| (i % 251) as u8).collect();
+            let sent = bytes.clone();
+            let sender = std::thread::spawn(move || {
+                std::net::TcpStream::connect(to).unwrap().write_all(&sent).unwrap();
+            });
+            let receiver = std::thread::spawn(move || {
+                let mut got = Vec::new();
+                listener.accept().unwrap().0.read_to_end(&mut got).unwrap();
+                got
+            });
+            reflect(&mut tun, || receiver.is_finished());
+            assert!(receiver.join().unwrap() == bytes, "{peer} {offload}");
+            sender.join().unwrap();
+
+            // Datagrams that follow each other are joined where the kernel knows how, and arrive one by one.
+            let (a, b) = (UdpSocket::bind((near, 0)).unwrap(), UdpSocket::bind((near, 0)).unwrap());
+            a.connect((peer, b.local_addr().unwrap().port())).unwrap();
+            for n in 0..50 {
+                a.send(&[n; 64]).unwrap();
+            }
+            a.send(&[50; 7]).unwrap();
+            let receiver = std::thread::spawn(move || {
+                b.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+                let mut buffer = [0; 9999];
+                (0..=50).map(|_| b.recv(&mut buffer).map(|len| buffer[..len].to_vec()).unwrap()).collect()
+            });
+            reflect(&mut tun, || receiver.is_finished());
+            let got: Vec<Vec<u8>> = receiver.join().unwrap();
+            let all = (0..50).map(|n| vec![n; 64]).chain([vec![50; 7]]);
+            assert_eq!(got, all.collect::<Vec<_>>(), "{peer} {offload}");
+        }
+    }
 }
 
 #[test]
 fn a_device_takes_everything_with_it() {
     let Some(()) = inside(test_name!(), "") else { return };
     block_on(async {
-        let (tun, netlink) = device().await;
+        let (tun, netlink) = device(true).await;
         let taken = netlink.check_prefix_free(prefix4(), prefix6(), None).await;
         let Err(NetlinkError::Collision(collision)) = taken else { panic!("{taken:?}") };
         assert_eq!(collision.dev, "ntcp0");
@@ -144,7 +195,7 @@ fn a_route_in_the_way_is_named_whatever_table_it_is_in() {
 fn a_second_configuration_replaces_the_first() {
     let Some(()) = inside(test_name!(), "") else { return };
     block_on(async {
-        let (tun, netlink) = device().await;
+        let (tun, netlink) = device(true).await;
         for _ in 0..2 {
             let v4 = "10.77.0.9/16".parse().unwrap();
             let configured = netlink.configure(tun.name(), v4, V6.parse().unwrap(), 1400).await.unwrap();
@@ -161,7 +212,7 @@ fn without_ipv6_a_device_has_its_ipv4_address() {
     let Some(()) = inside(test_name!(), "") else { return };
     block_on(async {
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
-        let (tun, netlink) = (Tun::open(None).unwrap(), Netlink::open().unwrap());
+        let (tun, netlink) = (Tun::open(None, true).unwrap(), Netlink::open().unwrap());
         let configured =
             netlink.configure(tun.name(), V4.parse().unwrap(), V6.parse().unwrap(), MTU).await.unwrap();
         assert_eq!(configured, Configured { ipv6: false });
@@ -172,13 +223,13 @@ fn without_ipv6_a_device_has_its_ipv4_address() {
 #[test]
 fn names_count_up_and_a_taken_name_is_refused_by_name() {
     let Some(()) = inside(test_name!(), "") else { return };
-    let (first, second) = (Tun::open(None).unwrap(), Tun::open(None).unwrap());
+    let (first, second) = (Tun::open(None, true).unwrap(), Tun::open(None, false).unwrap());
     assert_eq!((first.name(), second.name()), ("ntcp0", "ntcp1"));
     for taken in ["ntcp0", "lo"] {
-        let error = Tun::open(Some(taken)).unwrap_err();
+        let error = Tun::open(Some(taken), true).unwrap_err();
         assert!(matches!(&error, OpenError::NameInUse(name) if name == taken), "{error}");
     }
-    let chosen = Tun::open(Some("fifteen-letters")).unwrap();
+    let chosen = Tun::open(Some("fifteen-letters"), true).unwrap();
     assert_eq!(chosen.name(), "fifteen-letters");
 }
 
@@ -186,7 +237,7 @@ fn names_count_up_and_a_taken_name_is_refused_by_name() {
 fn without_the_capability_the_user_is_told_which() {
     let without = "setpriv --bounding-set -net_admin --inh-caps -net_admin";
     let Some(()) = inside(test_name!(), without) else { return };
-    let error = Tun::open(None).unwrap_err();
+    let error = Tun::open(None, true).unwrap_err();
     assert!(matches!(error, OpenError::NotPermitted), "{error}");
     block_on(async {
         let netlink = Netlink::open().unwrap();
@@ -235,7 +286,7 @@ fn every_change_of_links_addresses_and_routes_is_told() {
 #[test]
 fn a_datagram_that_asks_whether_its_size_passes_is_reported_and_not_cut() {
     let Some(()) = inside(test_name!(), "") else { return };
-    let (tun, _netlink) = block_on(device());
+    let (mut tun, _netlink) = block_on(device(true));
     let mut doors = Doors::new().unwrap();
     let mut outbox = Outbox::default();
     for (id, near, far, most) in [
@@ -249,7 +300,7 @@ fn a_datagram_that_asks_whether_its_size_passes_is_reported_and_not_cut() {
         }
         doors.send(&mut outbox);
         assert_eq!(doors.take_too_big(), [(far, most + 1)]);
-        let packets = packets(&tun, 1);
+        let packets = packets(&mut tun, 1);
         assert_eq!(packets.iter().map(Vec::len).collect::<Vec<_>>(), [1280]);
         assert!(far.is_ipv6() || packets[0][6] & 0x40 != 0, "don't fragment");
     }
@@ -258,14 +309,14 @@ fn a_datagram_that_asks_whether_its_size_passes_is_reported_and_not_cut() {
 #[test]
 fn an_ordinary_datagram_above_the_mtu_is_cut_and_arrives() {
     let Some(()) = inside(test_name!(), "") else { return };
-    let (tun, _netlink) = block_on(device());
+    let (mut tun, _netlink) = block_on(device(true));
     let mut doors = Doors::new().unwrap();
     let mut outbox = Outbox::default();
     doors.bind_udp(SocketId::V4, "10.77.0.1:0".parse().unwrap()).unwrap();
     outbox.push(Via::Udp(SocketId::V4), "10.77.0.2:9".parse().unwrap(), &[0; 2000]);
     doors.send(&mut outbox);
     assert!(doors.take_too_big().is_empty());
-    let fragments = packets(&tun, 2);
+    let fragments = packets(&mut tun, 2);
     assert!(fragments.iter().all(|fragment| fragment[6] & 0x40 == 0), "routers may cut it further");
 }
 
@@ -297,8 +348,8 @@ fn without_descriptors_a_listener_rests_and_then_goes_on() {
 }
 
 /// A configured device.
-async fn device() -> (Tun, Netlink) {
-    let (tun, netlink) = (Tun::open(None).unwrap(), Netlink::open().unwrap());
+async fn device(offload: bool) -> (Tun, Netlink) {
+    let (tun, netlink) = (Tun::open(None, offload).unwrap(), Netlink::open().unwrap());
     let configured =
         netlink.configure(tun.name(), V4.parse().unwrap(), V6.parse().unwrap(), MTU).await.unwrap();
     assert_eq!(configured, Configured { ipv6: true });
@@ -306,7 +357,7 @@ async fn device() -> (Tun, Netlink) {
 }
 
 /// The next `count` packets that the kernel sends into the device, as the doors tell of them.
-fn packets(tun: &Tun, count: usize) -> Vec<Vec<u8>> {
+fn packets(tun: &mut Tun, count: usize) -> Vec<Vec<u8>> {
     #[expect(clippy::disallowed_methods, reason = "the doors want a time; no stream here has a deadline")]
     let now = Instant::now();
     let mut doors = Doors::new().unwrap();
@@ -324,6 +375,28 @@ fn packets(tun: &Tun, count: usize) -> Vec<Vec<u8>> {
         }
     }
     packets
+}
+
+/// Sends everything back with source and destination swapped, until `done`.
+fn reflect(tun: &mut Tun, done: impl Fn() -> bool) {
+    #[expect(clippy::disallowed_methods, reason = "the doors want a time; no stream here has a deadline")]
+    let now = Instant::now();
+    let mut doors = Doors::new().unwrap();
+    doors.watch_device(tun.as_fd()).unwrap();
+    let (mut buffer, mut batch) = (vec![0; 65_536], PacketBatch::default());
+    while !done() {
+        doors.wait(now, Some(Duration::from_millis(20)), &mut |_| {}).unwrap();
+        while let Some(len) = tun.recv(&mut buffer).unwrap() {
+            let packet = &mut buffer[..len];
+            assert!(len <= usize::try_from(MTU).unwrap(), "a packet of the device fits it");
+            let (at, size) = if packet[0] >> 4 == 4 { (12, 4) } else { (8, 16) };
+            let (source, destination) = packet[at..at + 2 * size].split_at_mut(size);
+            source.swap_with_slice(destination);
+            batch.push(packet);
+        }
+        tun.send_all(&batch);
+        batch.clear();
+    }
 }
 
 /// An echo request turned into its answer.

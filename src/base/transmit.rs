@@ -164,6 +164,18 @@ impl PacketBatch {
         Some(range)
     }
 
+    /// How many packets wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.packets.len()
+    }
+
+    /// The packet of this number, counted from 0; empty if there is none.
+    #[must_use]
+    pub fn get(&self, index: usize) -> &[u8] {
+        self.packets.get(index).and_then(|range| self.arena.get(range.clone())).unwrap_or_default()
+    }
+
     /// The packets.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
         self.packets.iter().map(|range| self.arena.get(range.clone()).unwrap_or_default())

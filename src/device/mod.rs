@@ -1,17 +1,27 @@
 //! Floor 3, acting: the TUN device, through which the kernel hands us packets for the overlay and takes those from it.
 //!
-//! One type, [`Tun`], over one of several backends. There is `plain`: one packet a call, no offload, on every kernel that
-//! has TUN at all. Whatever backend serves, the device is non-blocking, belongs to the process, and vanishes together with
+//! One type, [`Tun`], over one of two backends. `offload` moves super-packets of up to 64 KiB in one call: `split` cuts what
+//! the kernel gives, so that everybody above sees packets that fit the MTU with finished checksums, and `merge` joins what
+//! it takes. `plain` moves one packet a call, on every kernel that has TUN at all. Whatever backend serves, the device is non-blocking, belongs to the process, and vanishes together with
 //! its addresses and routes when the [`Tun`] is dropped or the process dies, so there is nothing to clean up. Addresses and
 //! routes are not this module's business: see [`crate::io::netlink`].
 
+mod headers;
+mod merge;
+mod offload;
+#[cfg(test)]
+mod offload_tests;
 mod plain;
+mod split;
+mod sum;
 
 use std::io;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 
+use self::offload::Offload;
 use self::plain::Plain;
+use crate::base::transmit::PacketBatch;
 
 /// The name asked for if the user has no wish: the kernel puts the first free number in place of `%d`.
 pub const DEFAULT_NAME: &str = "ntcp%d";
@@ -54,21 +64,31 @@ pub struct Tun(Backend);
 
 #[derive(Debug)]
 enum Backend {
+    Offload(Box<Offload>),
     Plain(Plain),
 }
 
 impl Tun {
-    /// Opens a device named `name`, or the first free of `ntcp0`, `ntcp1`, ... It is down and has no address yet.
+    /// Opens a device named `name`, or the first free of `ntcp0`, `ntcp1`, ... It is down and has no address yet. With
+    /// `offload` it moves super-packets, if the kernel can do that.
     ///
     /// # Errors
     /// See [`OpenError`]: each says what to do.
-    pub fn open(name: Option<&str>) -> Result<Self, OpenError> {
+    pub fn open(name: Option<&str>, offload: bool) -> Result<Self, OpenError> {
         if let Some(name) = name
             && !is_name(name)
         {
             return Err(OpenError::BadName(name.to_owned()));
         }
-        match Plain::open(name.unwrap_or(DEFAULT_NAME)) {
+        let pattern = name.unwrap_or(DEFAULT_NAME);
+        if offload {
+            match Offload::open(pattern) {
+                Ok(offload) => return Ok(Self(Backend::Offload(Box::new(offload)))),
+                // If it is not about super-packets, the plain backend will fail in the same way.
+                Err(error) => tracing::debug!(%error, "no TUN device with super-packets"),
+            }
+        }
+        match Plain::open(pattern) {
             Ok(plain) => Ok(Self(Backend::Plain(plain))),
             Err(e) => Err(explain(e, name)),
         }
@@ -78,9 +98,19 @@ impl Tun {
     ///
     /// # Errors
     /// When the device is gone.
-    pub fn recv(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        match &self.0 {
+    pub fn recv(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        match &mut self.0 {
+            Backend::Offload(offload) => offload.recv(buffer),
             Backend::Plain(plain) => plain.recv(buffer),
+        }
+    }
+
+    /// Whether there are packets that the kernel has handed over already: these do not make the device readable.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        match &self.0 {
+            Backend::Offload(offload) => offload.is_pending(),
+            Backend::Plain(_) => false,
         }
     }
 
@@ -90,7 +120,21 @@ impl Tun {
     /// When the device is gone or down, or when the packet is not IP.
     pub fn send(&self, packet: &[u8]) -> io::Result<bool> {
         match &self.0 {
+            Backend::Offload(offload) => offload.send(packet),
             Backend::Plain(plain) => plain.send(packet),
+        }
+    }
+
+    /// Writes all packets. Those that the kernel has no room for are lost, as on any interface, and so are those that it
+    /// does not like.
+    pub fn send_all(&mut self, packets: &PacketBatch) {
+        match &mut self.0 {
+            Backend::Offload(offload) => offload.send_all(packets),
+            Backend::Plain(plain) => {
+                for packet in packets.iter() {
+                    let _ = plain.send(packet);
+                }
+            }
         }
     }
 
@@ -98,6 +142,7 @@ impl Tun {
     #[must_use]
     pub fn name(&self) -> &str {
         match &self.0 {
+            Backend::Offload(offload) => offload.name(),
             Backend::Plain(plain) => plain.name(),
         }
     }
@@ -106,6 +151,7 @@ impl Tun {
 impl AsFd for Tun {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.0 {
+            Backend::Offload(offload) => offload.as_fd(),
             Backend::Plain(plain) => plain.as_fd(),
         }
     }
@@ -141,7 +187,10 @@ mod tests {
     #[test]
     fn names_that_the_kernel_would_cut_or_fill_in_are_refused_before_it_sees_them() {
         for bad in ["", "sixteen-letters-", "a b", "a/b", "a%d%d", "a:1", "a%s", ".", "..", "tün", "a\nb"] {
-            assert!(matches!(Tun::open(Some(bad)), Err(OpenError::BadName(name)) if name == bad), "{bad:?}");
+            assert!(
+                matches!(Tun::open(Some(bad), true), Err(OpenError::BadName(name)) if name == bad),
+                "{bad:?}"
+            );
         }
         for good in ["ntcp0", "ntcp%d", "fifteen-letters", "x", "vpn.1", "a_b"] {
             assert!(is_name(good), "{good}");

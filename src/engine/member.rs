@@ -39,8 +39,8 @@ use crate::wire::broker::FromBroker;
 use crate::wire::broker::Register;
 use crate::wire::broker::ToBroker;
 
-/// Packets read from the device before the sockets get their turn.
-const DEVICE_TURN: usize = 64;
+/// Packets read from the device before the sockets get their turn: a few super-packets.
+const DEVICE_TURN: usize = 256;
 /// Room for one packet of the device and its padding, bytes: the largest IP packet and then some.
 const PACKET_ROOM: usize = 65_535 + 64;
 
@@ -245,7 +245,9 @@ impl Loop {
 
     fn read_device(&mut self) -> anyhow::Result<()> {
         let now = clock::now();
-        for _ in 0..DEVICE_TURN {
+        let mut count = 0;
+        while count < DEVICE_TURN || self.tun.is_pending() {
+            count += 1;
             let room = PACKET_ROOM - 64;
             let Some(buffer) = self.packet.get_mut(..room) else { break };
             match self.tun.recv(buffer) {
@@ -301,11 +303,10 @@ impl Loop {
         if !self.out.outbox.is_empty() {
             self.doors.send(&mut self.out.outbox);
         }
-        for packet in self.out.packets.iter() {
-            // A full device queue drops, as any interface does.
-            let _ = self.tun.send(packet);
+        if !self.out.packets.is_empty() {
+            self.tun.send_all(&self.out.packets);
+            self.out.packets.clear();
         }
-        self.out.packets.clear();
         while let Some(notice) = self.out.notices.pop_front() {
             let _ = self.news.send(News::Notice(notice));
         }

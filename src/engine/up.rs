@@ -98,7 +98,8 @@ async fn run_async(
     announce: &mut dyn FnMut(Announcement),
 ) -> anyhow::Result<Exit> {
     let control = ControlServer::bind(&settings.control)?;
-    let tun = Tun::open(Some(settings.member.interface.as_str())).map_err(explain_device)?;
+    let tun = Tun::open(Some(settings.member.interface.as_str()), settings.member.offload)
+        .map_err(explain_device)?;
     let netlink = Netlink::open()?;
 
     let standing = membership::standing(&settings.state_dir, join, clock::now().unix)?;

@@ -2,7 +2,7 @@
 //!
 //! Most of what the doors need comes from rustix and socket2, which are safe already. What is left stands here: datagrams
 //! by the batch ([`batch`]) or with the address they arrived at ([`pktinfo`]), some socket options ([`option`]), and the
-//! descriptor inside a crate's type ([`descriptor`]).
+//! descriptor inside a crate's type ([`descriptor`]), and a TUN device with super-packets ([`tun`]).
 //! Each `unsafe` block says why it is sound, no function here decides anything, and nothing unsafe leaks out: whatever
 //! arguments a caller passes, the worst that happens is an error.
 
@@ -13,3 +13,4 @@ mod control;
 pub mod descriptor;
 pub mod option;
 pub mod pktinfo;
+pub mod tun;
