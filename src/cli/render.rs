@@ -121,12 +121,13 @@ fn counted(n: u64, what: &str) -> String {
 }
 
 fn broker_line(broker: &Broker) -> String {
-    let address = &broker.address;
     if !broker.connected {
         let problem = clean(broker.problem.as_deref().unwrap_or("connecting"));
-        return format!("broker {address}: not connected: {problem}; trying again");
+        return format!("broker: not connected: {problem}; trying again");
     }
-    let mut text = format!("broker {address}: connected");
+    let name = clean(broker.name.as_deref().unwrap_or("?"));
+    let address = broker.address.map(|address| format!(" at {address}")).unwrap_or_default();
+    let mut text = format!("broker {name}{address}: connected");
     if let Some(rtt) = broker.rtt_ms {
         let _ = write!(text, ", {}", millis(rtt));
     }
@@ -244,7 +245,11 @@ fn peer_details(peer: &Peer) -> Vec<String> {
         notes.push(format!("also {}", others.join(" ")));
     }
     if let Some(why) = &peer.why {
-        let next = peer.next_try_s.map(|wait| format!("; next try in {}", age(wait))).unwrap_or_default();
+        let next = match peer.next_try_s {
+            None => String::new(),
+            Some(0) => "; next try now".to_owned(),
+            Some(wait) => format!("; next try in {}", age(wait)),
+        };
         notes.push(format!("why: {}{next}", clean(why)));
     }
     if !peer.groups.is_empty() {

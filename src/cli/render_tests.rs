@@ -79,7 +79,8 @@ fn member() -> Status {
             address: "198.51.100.7:4242".parse().unwrap(),
         }],
         brokers: vec![Broker {
-            address: "203.0.113.1:6060".to_owned(),
+            name: Some("hub".to_owned()),
+            address: "203.0.113.1:6060".parse().ok(),
             connected: true,
             problem: None,
             udp: Some(true),
@@ -97,7 +98,7 @@ fn status_is_a_table_of_peers_below_the_member_itself() {
         status(&member(), NOW, Style::default()),
         "\
 laptop in network home: 10.77.0.1 fd00::a4d:1, interface ntcp0
-broker 203.0.113.1:6060: connected, 20.1 ms, sees us at 198.51.100.7:4242
+broker hub at 203.0.113.1:6060: connected, 20.1 ms, sees us at 198.51.100.7:4242
 
 NAME            ADDRESS    PATH                  RTT      LOSS  RX       TX       LAST
 nas             10.77.0.2  udp 203.0.113.5:4242  12.3 ms  0%    5.0 GiB  1.5 KiB  1m
@@ -121,7 +122,7 @@ fn verbose_status_says_why_and_what_next() {
         status(&member, NOW, Style { verbose: true, ..Style::default() }),
         "\
 laptop in network home: 10.77.0.1 fd00::a4d:1, interface ntcp0
-broker 203.0.113.1:6060: connected, 20.1 ms, sees us at 198.51.100.7:4242
+broker hub at 203.0.113.1:6060: connected, 20.1 ms, sees us at 198.51.100.7:4242
 key: key=
 certificate: good for 5d
 reachable at: udp 198.51.100.7:4242 (mapped)
@@ -143,8 +144,9 @@ office-desktop  10.77.0.3  relay hub(udp)        105 ms   25%   100 B    1023 B 
 
 #[test]
 fn a_broker_that_is_away_is_explained() {
-    let broker = |connected, udp, problem: Option<&str>| Broker {
-        address: "b:6060".to_owned(),
+    let broker = |connected: bool, udp, problem: Option<&str>| Broker {
+        name: connected.then(|| "hub".to_owned()),
+        address: "203.0.113.1:6060".parse().ok().filter(|_| connected),
         connected,
         problem: problem.map(str::to_owned),
         udp,
@@ -154,12 +156,15 @@ fn a_broker_that_is_away_is_explained() {
     for (broker, text) in [
         (
             broker(false, None, Some("connection refused")),
-            "broker b:6060: not connected: connection refused; trying again",
+            "broker: not connected: connection refused; trying again",
         ),
-        (broker(false, None, None), "broker b:6060: not connected: connecting; trying again"),
-        (broker(true, Some(false), None), "broker b:6060: connected, but UDP does not reach it"),
-        (broker(true, None, None), "broker b:6060: connected"),
-        (broker(false, None, Some("\u{1b}[2Jgone")), "broker b:6060: not connected: ?[2Jgone; trying again"),
+        (broker(false, None, None), "broker: not connected: connecting; trying again"),
+        (
+            broker(true, Some(false), None),
+            "broker hub at 203.0.113.1:6060: connected, but UDP does not reach it",
+        ),
+        (broker(true, None, None), "broker hub at 203.0.113.1:6060: connected"),
+        (broker(false, None, Some("\u{1b}[2Jgone")), "broker: not connected: ?[2Jgone; trying again"),
     ] {
         assert_eq!(broker_line(&broker), text);
     }

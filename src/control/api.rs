@@ -304,8 +304,10 @@ pub enum State {
 /// The connection to one broker.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Debug)]
 pub struct Broker {
-    /// As configured.
-    pub address: String,
+    /// Its name; absent while there is no connection.
+    pub name: Option<String>,
+    /// Its address; absent while there is no connection.
+    pub address: Option<SocketAddr>,
     /// Registered and alive.
     pub connected: bool,
     /// The last failure, or what is wrong although it is connected.
@@ -504,6 +506,7 @@ impl From<request::Pong> for Pong {
 impl From<BrokerStatus> for Broker {
     fn from(broker: BrokerStatus) -> Self {
         Self {
+            name: broker.name.map(|name| name.to_string()),
             address: broker.address,
             connected: broker.connected,
             problem: broker.problem,

@@ -46,7 +46,8 @@ impl Node {
         let up = self.link.up();
         let works: Vec<Option<bool>> = self.registrations.iter().map(Registration::works).collect();
         BrokerStatus {
-            address: up.map(|up| format!("{} {}", up.name, up.broker)).unwrap_or_default(),
+            name: up.map(|up| up.name.clone()),
+            address: up.map(|up| up.broker),
             connected: up.is_some(),
             problem: self.link.problem.clone().or_else(|| self.broker_clock?.complaint(now)),
             udp: works.iter().copied().flatten().max(),

@@ -84,8 +84,10 @@ pub struct PeerStatus {
 /// The connection to a broker.
 #[derive(Clone, Debug)]
 pub struct BrokerStatus {
-    /// As configured.
-    pub address: String,
+    /// Its name, from its certificate; `None` while there is no connection.
+    pub name: Option<MemberName>,
+    /// Its address, as connected to.
+    pub address: Option<SocketAddr>,
     /// Registered and alive.
     pub connected: bool,
     /// The last failure, or what is wrong although it is connected, in words.
