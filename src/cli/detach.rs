@@ -5,14 +5,12 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::fs;
 use std::fs::File;
 use std::io::BufRead as _;
 use std::io::BufReader;
 use std::io::Read as _;
 use std::io::Seek as _;
 use std::io::SeekFrom;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
@@ -28,6 +26,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 
 use crate::cli::output;
+use crate::config::credentials;
 use crate::config::exit::Exit;
 use crate::config::exit::Failure;
 use crate::config::settings::Settings;
@@ -75,8 +74,7 @@ enum Start {
 }
 
 fn open_log(dir: &Path, log: &Path) -> anyhow::Result<(File, u64)> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.with_context(|| format!("making {}", dir.display()))?;
+    credentials::create_dir(dir)?;
     let file = File::options().create(true).append(true).mode(0o600).open(log);
     let file = file.with_context(|| format!("opening {}", log.display()))?;
     let start = file.metadata()?.len();

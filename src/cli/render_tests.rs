@@ -165,6 +165,10 @@ fn a_broker_that_is_away_is_explained() {
         ),
         (broker(true, None, None), "broker hub at 203.0.113.1:6060: connected"),
         (broker(false, None, Some("\u{1b}[2Jgone")), "broker: not connected: ?[2Jgone; trying again"),
+        (
+            broker(true, None, Some("this machine's clock is 12 minutes behind the broker's: set it")),
+            "broker hub at 203.0.113.1:6060: connected, but this machine's clock is 12 minutes behind the broker's: set it",
+        ),
     ] {
         assert_eq!(broker_line(&broker), text);
     }

@@ -205,7 +205,11 @@ pub fn load_revocations(dir: &Path, anchor: &TrustAnchor) -> anyhow::Result<Revo
     let path = dir.join(REVOCATIONS);
     match read(&path, false) {
         Ok(bytes) => RevocationList::parse_signed(&bytes, anchor).map_err(|error| {
-            anyhow!("{}: {error}: restore it, or remove it and fetch it again", path.display())
+            anyhow!(
+                "{}: not a revocation list that this network's CA signed ({error}): restore it, or remove it and the broker \
+                 sends it again",
+                path.display()
+            )
         }),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(RevocationList::default()),
         Err(error) => Err(unreadable(&path, error)),

@@ -458,7 +458,8 @@ impl From<PeerStatus> for Peer {
             rx_bytes: peer.rx_bytes,
             tx_bytes: peer.tx_bytes,
             last_handshake_s: peer.last_handshake.map(|age| age.as_secs()),
-            last_seen: peer.last_seen.map(|time| time.secs()),
+            // The epoch: never, as far as the broker knows.
+            last_seen: peer.last_seen.map(|time| time.secs()).filter(|secs| *secs > 0),
             why: peer.why,
             next_try_s: peer.next_try.map(|wait| wait.as_secs()),
         }

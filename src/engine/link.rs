@@ -39,8 +39,9 @@ const PONG_WITHIN: Duration = Duration::from_secs(10);
 const REGISTER_WITHIN: Duration = Duration::from_secs(10);
 /// A connection that lasted so long was a good one: the next try comes at once.
 const GOOD_AFTER: Duration = Duration::from_secs(10);
-/// Between tries: first and longest.
-const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// Between tries: first and longest. A broker that was restarted has its members back within the latter; ten thousand of
+/// them cost it a fifth of a core meanwhile.
+const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// Between tries that only a person can help: the broker is not asked more often than that.
 const RETRY_FATAL: Duration = Duration::from_secs(60);
 /// Messages that wait for the connection; more than a node makes between two turns of the loop.

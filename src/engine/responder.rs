@@ -129,7 +129,7 @@ pub fn open_pair(addr: SocketAddr) -> Result<(std::net::TcpListener, UdpSocket),
 #[error(
     "cannot listen on {1} ({0}): {2}; is another server running there, or does the port need privileges?"
 )]
-pub struct OpenError(&'static str, SocketAddr, #[source] io::Error);
+pub struct OpenError(&'static str, SocketAddr, io::Error);
 
 fn open(addr: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), kind, Some(protocol))?;

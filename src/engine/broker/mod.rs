@@ -33,6 +33,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::base::hidden::Hidden;
+use crate::broker::directory::Directory;
 use crate::broker::registry::Broker;
 use crate::broker::registry::Settings;
 use crate::config::credentials;
@@ -54,11 +55,13 @@ use crate::identity::certificate::Certificate;
 use crate::identity::certificate::Roles;
 use crate::identity::certificate::Serial;
 use crate::identity::certificate::Subject;
+use crate::identity::certificate::TrustAnchor;
 use crate::identity::credentials::Credentials;
 use crate::identity::names::GroupName;
 use crate::identity::names::MemberName;
 use crate::identity::names::MemberUri;
 use crate::identity::names::NetworkName;
+use crate::identity::revocation::RevocationList;
 use crate::io::netlink::Netlink;
 use crate::nat::candidate::Candidate;
 use crate::wire::enroll::BrokerAddr;
@@ -152,7 +155,7 @@ pub struct BrokerServer;
 #[derive(Debug)]
 pub struct Handle {
     hub: Arc<Hub>,
-    anchor: crate::identity::certificate::TrustAnchor,
+    anchor: TrustAnchor,
     advertise: Vec<BrokerAddr>,
     listen: Vec<SocketAddr>,
     tasks: Vec<JoinHandle<()>>,
@@ -173,10 +176,17 @@ impl BrokerServer {
         }
         let anchor = credentials.anchor.clone();
         // After a crash the database may have to be repaired, which takes as long as it takes.
-        let (path, ca) = (dir.join(DATABASE), anchor.clone());
-        let store = tokio::task::spawn_blocking(move || Store::open(&path, ca)).await??;
-        store.remember(&credentials.certificate, clock::now().unix)?;
-        let (revocations, signed) = store.revocations()?;
+        let (path, ca, own) = (dir.join(DATABASE), anchor.clone(), credentials.certificate.clone());
+        let opened = tokio::task::spawn_blocking(move || open_database(&path, ca, &own)).await;
+        // A damaged file makes the database's library panic at some places.
+        let opened = opened.unwrap_or_else(|panicked| Err(panicked.into()));
+        let (store, directory, (revocations, signed)) = opened.with_context(|| {
+            format!(
+                "the broker's database cannot be used; if it is damaged, restore it, or move {} away: members come back \
+                 by themselves, but invites and revocations are lost with it",
+                dir.join(DATABASE).display()
+            )
+        })?;
         let (tcp, udp) = open_sockets(&listen)?;
         let addresses = tcp.iter().map(std::net::TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
 
@@ -187,7 +197,7 @@ impl BrokerServer {
             advertised_udp: advertised_udp(&advertise, &addresses),
             udp_port: addresses.first().map(SocketAddr::port),
         };
-        let broker = Broker::new(settings, store.directory()?, revocations, signed, clock::seed());
+        let broker = Broker::new(settings, directory, revocations, signed, clock::seed());
         let (work, orders) = std::sync::mpsc::channel();
         let hub = Arc::new(Hub::new(broker, anchor.clone(), tls::server(&credentials)?, work));
         let stop = Stop::new().context("no event descriptor")?;
@@ -329,7 +339,7 @@ impl Handle {
         all.truncate(MAX_ADVERTISED);
         if all.is_empty() {
             bail!(
-                "this machine has no address that others could reach: set `advertise` to the broker's address"
+                "this machine has no address that others could reach: connect it to a network, or set `advertise` in [broker] (or --advertise) to the broker's address"
             );
         }
         Ok(all)
@@ -392,7 +402,8 @@ impl Drop for Handle {
 }
 
 /// Founds a network on this machine: a CA, a broker and a relay, each with keys and certificate, in `state_dir/broker`
-/// (which gets the CA's key too) and `state_dir/relay`.
+/// (which gets the CA's key too) and `state_dir/relay`. What an interrupted founding left is completed; the broker's
+/// certificate comes last, so that whoever has it has all.
 ///
 /// # Errors
 /// If a directory holds an identity already, or cannot be written.
@@ -402,9 +413,22 @@ pub fn create_network(
     prefix: Ipv4Network,
 ) -> anyhow::Result<(Authority, Credentials, Credentials)> {
     let (broker, relay) = (state_dir.join("broker"), state_dir.join("relay"));
-    let authority = credentials::create_authority(&broker, network, prefix, clock::now().unix)?;
+    let begun = if credentials::is_enrolled(&broker) { None } else { credentials::load_authority(&broker)? };
+    let authority = match begun {
+        Some(authority) => authority,
+        None => credentials::create_authority(&broker, network, prefix, clock::now().unix)?,
+    };
+    let relay = if credentials::is_enrolled(&relay) {
+        credentials::load(&relay)?
+    } else {
+        create_server(&relay, &authority, "relay", Roles::RELAY)?
+    };
+    anyhow::ensure!(
+        relay.anchor.fingerprint() == authority.anchor().fingerprint(),
+        "{} holds the keys of another network's relay: move it away",
+        state_dir.join("relay").display()
+    );
     let broker = create_server(&broker, &authority, "broker", Roles::BROKER)?;
-    let relay = create_server(&relay, &authority, "relay", Roles::RELAY)?;
     Ok((authority, broker, relay))
 }
 
@@ -431,6 +455,16 @@ async fn tick(hub: Arc<Hub>) {
         hub.redeems.lock().unwrap_or_else(PoisonError::into_inner).sweep(now);
         hub.with_broker(|broker, now, out| broker.handle_timeout(now, out));
     }
+}
+
+type Opened = (Store, Directory, (RevocationList, Vec<u8>));
+
+/// Everything that is read before the start.
+fn open_database(path: &Path, ca: TrustAnchor, own: &Certificate) -> anyhow::Result<Opened> {
+    let store = Store::open(path, ca)?;
+    store.remember(own, clock::now().unix)?;
+    let (directory, revocations) = (store.directory()?, store.revocations()?);
+    Ok((store, directory, revocations))
 }
 
 type Sockets = (Vec<std::net::TcpListener>, Vec<std::net::UdpSocket>);
@@ -532,6 +566,56 @@ mod tests {
         broker.hub.order(Work::Stop);
         while broker.is_running() {
             tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_damaged_database_is_an_error_that_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let prefix = "10.9.0.0/24".parse().unwrap();
+        let (authority, own, _) = create_network(dir.path(), &"home".parse().unwrap(), prefix).unwrap();
+        let path = dir.path().join("broker").join(DATABASE);
+        drop(Store::open(&path, authority.anchor().clone()).unwrap());
+        let whole = std::fs::read(&path).unwrap();
+        let mut refused = 0;
+        for damaged in 1..8 {
+            let mut bytes = whole.clone();
+            bytes.iter_mut().skip(damaged * 4096).take(600).for_each(|byte| *byte ^= 0x5a);
+            std::fs::write(&path, bytes).unwrap();
+            let config = BrokerConfig {
+                listen: vec![Listen { addr: "127.0.0.1:0".parse().unwrap(), optional: false }],
+                advertise: vec![],
+                dir: dir.path().join("broker"),
+                credentials: own.clone(),
+                authority: None,
+                certificate_ttl: Duration::from_secs(3600),
+            };
+            if let Err(error) = BrokerServer::start(config).await {
+                assert!(format!("{error:#}").contains("restore it, or move"), "{error:#}");
+                refused += 1;
+            }
+        }
+        assert!(refused > 0);
+    }
+
+    #[test]
+    fn a_founding_that_was_interrupted_anywhere_goes_on() {
+        let (name, prefix) = ("home".parse().unwrap(), "10.9.0.0/24".parse().unwrap());
+        let left: [&[&str]; 5] = [
+            &["broker/identity.crt"],
+            &["broker/identity.crt", "broker/identity.key", "broker/wg.key"],
+            &["broker/identity.crt", "relay/identity.crt"],
+            &["broker/identity.crt", "relay/identity.crt", "relay/ca.crt", "relay/wg.key"],
+            &["broker/identity.crt", "broker/ca.crt", "relay/identity.crt", "relay/ca.crt"],
+        ];
+        for missing in left {
+            let dir = tempfile::tempdir().unwrap();
+            create_network(dir.path(), &name, prefix).unwrap();
+            missing.iter().for_each(|file| std::fs::remove_file(dir.path().join(file)).unwrap());
+            let (authority, broker, relay) = create_network(dir.path(), &name, prefix).unwrap();
+            for own in [broker, relay] {
+                assert_eq!(own.anchor.fingerprint(), authority.anchor().fingerprint(), "{missing:?}");
+            }
         }
     }
 

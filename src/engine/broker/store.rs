@@ -154,6 +154,23 @@ impl Store {
     /// # Errors
     /// If it cannot be opened, another process has it, or it belongs to another network.
     pub fn open(path: &Path, anchor: TrustAnchor) -> anyhow::Result<Self> {
+        if !path.exists() {
+            // A file that was begun and not finished is none: it gets its name when it is whole.
+            let begun = path.with_extension("new");
+            match std::fs::remove_file(&begun) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("{}: cannot be removed", begun.display()));
+                }
+                _ => {}
+            }
+            drop(Self::open_file(&begun, anchor.clone())?);
+            let named = std::fs::rename(&begun, path).and_then(|()| sync_directory(path));
+            named.with_context(|| format!("{}: cannot be written", path.display()))?;
+        }
+        Self::open_file(path, anchor)
+    }
+
+    fn open_file(path: &Path, anchor: TrustAnchor) -> anyhow::Result<Self> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
         let file = file.with_context(|| format!("{}: cannot be opened", path.display()))?;
@@ -539,6 +556,11 @@ fn put_revocations(
         }
     }
     Ok(())
+}
+
+fn sync_directory(of: &Path) -> std::io::Result<()> {
+    let dir = of.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    std::fs::File::open(dir)?.sync_all()
 }
 
 fn hash(secret: &[u8; 32]) -> [u8; 32] {

@@ -111,6 +111,17 @@ fn a_wireguard_key_that_a_member_has_is_given_to_nobody_else() {
 }
 
 #[test]
+fn a_database_whose_making_was_cut_short_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("broker.redb");
+    let ca = Authority::create(&"home".parse().unwrap(), "10.77.0.0/16".parse().unwrap(), T0);
+    std::fs::write(dir.path().join("broker.new"), [0; 5000]).unwrap();
+    drop(Store::open(&path, ca.anchor().clone()).unwrap());
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "and nothing is left beside it");
+    assert!(Store::open(&path, ca.anchor().clone()).is_ok());
+}
+
+#[test]
 fn a_machine_whose_answer_was_lost_gets_the_same_certificate_again() {
     let mut office = Office::new();
     let (secret, guest) = (office.invite(None), Guest::new("anna"));
