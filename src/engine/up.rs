@@ -291,7 +291,10 @@ impl Running<'_> {
 
     fn on_notice(&mut self, notice: Notice) -> anyhow::Result<()> {
         match notice {
-            Notice::Path { peer, path, why } => tracing::info!(%peer, ?path, why, "path"),
+            Notice::Path { peer, path, why } => {
+                tracing::info!(%peer, path = path.kind(), why, "path");
+                tracing::debug!(%peer, ?path, "path");
+            }
             Notice::Broker { connected, what } => tracing::info!(connected, what, "broker"),
             Notice::Pong(pong) => {
                 if let Some(reply) = self.pings.remove(&pong.ticket) {

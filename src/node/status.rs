@@ -33,6 +33,19 @@ pub enum PathKind {
     None,
 }
 
+impl PathKind {
+    /// What it is, without anybody's address: for logs.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        match self {
+            Self::DirectUdp(_) => "direct over UDP".to_owned(),
+            Self::DirectTcp(_) => "direct over TCP".to_owned(),
+            Self::Relay { name, tcp, .. } => format!("relay {name} over {}", if *tcp { "TCP" } else { "UDP" }),
+            Self::None => "none".to_owned(),
+        }
+    }
+}
+
 /// What a peer is doing, for people.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Activity {
@@ -144,4 +157,17 @@ pub struct Snapshot {
     pub revocations: u64,
     /// What was dropped.
     pub counters: Counters,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_in_the_log_names_no_address() {
+        let endpoint = "203.0.113.5:4242".parse().unwrap();
+        let relay = PathKind::Relay { name: "hub".parse().unwrap(), tcp: true, endpoint };
+        assert_eq!(relay.kind(), "relay hub over TCP");
+        assert_eq!(PathKind::DirectUdp(endpoint).kind(), "direct over UDP");
+    }
 }
