@@ -40,7 +40,9 @@ impl PathKind {
         match self {
             Self::DirectUdp(_) => "direct over UDP".to_owned(),
             Self::DirectTcp(_) => "direct over TCP".to_owned(),
-            Self::Relay { name, tcp, .. } => format!("relay {name} over {}", if *tcp { "TCP" } else { "UDP" }),
+            Self::Relay { name, tcp, .. } => {
+                format!("relay {name} over {}", if *tcp { "TCP" } else { "UDP" })
+            }
             Self::None => "none".to_owned(),
         }
     }
