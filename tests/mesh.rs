@@ -214,6 +214,20 @@ fn members_whose_networks_block_udp_reach_each_other_by_streams_to_the_relay() {
 }
 
 #[test]
+fn a_member_whose_owner_has_switched_udp_off_is_reached_by_a_stream_to_the_relay() {
+    let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
+    world.machines[anna.0].udp_off = true;
+    world.switch_on(anna);
+    world.run(secs(3));
+    for (asks, asked) in [(anna, bert), (bert, anna)] {
+        assert!(world.ask(asks, asked, secs(5)).is_some(), "{asks:?} asks");
+    }
+    assert!(world.is_relayed(anna, bert));
+    let why = world.peer(anna, bert).why.unwrap();
+    assert!(why.contains("member.udp"), "{why}");
+}
+
+#[test]
 fn without_udp_and_without_streams_the_reason_is_told() {
     let mut world = World::new();
     let (na, nb) = (world.nat(PORT_RESTRICTED), world.nat(PORT_RESTRICTED));

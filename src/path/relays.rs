@@ -244,10 +244,7 @@ impl Relays {
 
     fn open(&mut self, grant: &RelayGrant, keys: PairKeys, carrier: Option<Leg>, ctx: &mut Ctx<'_>) {
         let mut offer = grant.offer.clone();
-        offer.endpoints.retain(|e| match e.transport {
-            Transport::Udp => plan::is_relay(ctx.local, e.addr) && ctx.local.udp,
-            Transport::Tcp => plan::is_relay(ctx.local, e.addr),
-        });
+        offer.endpoints.retain(|e| plan::is_relay(ctx.local, e.transport, e.addr));
         let mut side = match client::Side::new(&offer, ctx.wg, &grant.certificate, ctx.now, ctx.rng.fork()) {
             Ok(side) => side,
             Err(why) => {

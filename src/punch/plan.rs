@@ -53,11 +53,14 @@ pub fn udp_targets(local: &Local, peer: &[Candidate]) -> Vec<SocketAddr> {
 }
 
 /// Whether a relay may be reached at this address. On the machine of its broker a relay is at the loopback address, where
-/// no peer's candidate may send us.
+/// no peer's candidate may send us. Streams need no data socket: they go wherever the kernel has a route.
 #[must_use]
-pub fn is_relay(local: &Local, to: SocketAddr) -> bool {
+pub fn is_relay(local: &Local, transport: Transport, to: SocketAddr) -> bool {
     let here = local.beside_broker && to.ip().is_loopback() && to.port() != 0;
-    here || is_target(local, to)
+    match transport {
+        Transport::Udp => local.udp && (here || is_target(local, to)),
+        Transport::Tcp => here || is_outside(local, to),
+    }
 }
 
 /// Whether an address may be probed from here at all.
@@ -67,7 +70,11 @@ pub fn is_target(local: &Local, to: SocketAddr) -> bool {
         IpAddr::V4(_) => local.has_v4,
         IpAddr::V6(_) => local.has_v6,
     };
-    family && addr::is_candidate(to) && !local.overlay.iter().any(|net| net.contains(to.ip()))
+    family && is_outside(local, to)
+}
+
+fn is_outside(local: &Local, to: SocketAddr) -> bool {
+    addr::is_candidate(to) && !local.overlay.iter().any(|net| net.contains(to.ip()))
 }
 
 const fn order(kind: Kind) -> u8 {

@@ -76,6 +76,8 @@ pub(crate) struct Machine {
     pub(crate) node: Option<Node>,
     pub(crate) no_udp: bool,
     pub(crate) no_tcp: bool,
+    /// Its owner has switched UDP off.
+    pub(crate) udp_off: bool,
     /// Counts how often it was switched on.
     pub(crate) life: u32,
     pub(crate) packets: Vec<Packet>,
@@ -118,6 +120,7 @@ impl Machine {
             node: None,
             no_udp: false,
             no_tcp: false,
+            udp_off: false,
             life: 0,
             packets: Vec::new(),
             notices: Vec::new(),
@@ -273,7 +276,7 @@ impl World {
         let config = Config {
             software: "sim".to_owned(),
             mtu: 1380,
-            udp: true,
+            udp: !machine.udp_off,
             relay: true,
             overlay,
             configured: Vec::new(),
@@ -287,6 +290,7 @@ impl World {
         let now = machine.clock(now);
         let mut node = Node::new(me, config, RevocationList::default(), Seed(seed), now);
         let (ip, port) = (machine.inside.ip(), machine.inside.port());
+        let port = if machine.udp_off { 0 } else { port };
         node.handle_network(&[ip], (port, 0), now, &mut machine.out);
         let register = node.register();
         machine.node = Some(node);
