@@ -92,6 +92,11 @@ impl Health {
 
     /// A round trip was measured elsewhere (by the attempt that found the way).
     pub fn on_round_trip(&mut self, rtt: Duration, now: Instant) {
+        if self.is_dead() {
+            // What was lost in the outage says nothing about the way as it is now.
+            self.history.clear();
+            self.outstanding.clear();
+        }
         // RFC 6298 2.3: alpha = 1/8.
         self.srtt = Some(self.srtt.map_or(rtt, |srtt| (srtt * 7 + rtt) / 8));
         self.proven = true;
@@ -104,13 +109,9 @@ impl Health {
     pub fn on_answer(&mut self, id: TransactionId, now: Instant) -> Option<Duration> {
         let at = self.outstanding.iter().position(|(sent, _)| *sent == id)?;
         let (_, sent) = self.outstanding.remove(at)?;
-        if self.is_dead() {
-            // What was lost in the outage says nothing about the way as it is now.
-            self.history.clear();
-        }
-        self.record(true);
         let rtt = now.saturating_duration_since(sent);
         self.on_round_trip(rtt, now);
+        self.record(true);
         Some(rtt)
     }
 
@@ -284,6 +285,20 @@ mod tests {
         h.expire(t0 + ms(3000));
         assert_eq!(h.loss(), Some(0.25));
         assert!(!h.is_dead());
+    }
+
+    #[test]
+    fn a_way_that_comes_back_starts_without_the_losses_of_the_outage() {
+        let t0 = origin();
+        let mut h = Health::new(t0);
+        for i in 0..4 {
+            h.on_probe(transaction(i), t0);
+        }
+        h.expire(t0 + ms(5000));
+        assert!(h.is_dead());
+        assert_eq!(h.loss(), Some(1.0));
+        h.on_round_trip(ms(40), t0 + ms(6000));
+        assert_eq!((h.is_dead(), h.loss()), (false, None));
     }
 
     #[test]
