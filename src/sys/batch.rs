@@ -22,6 +22,10 @@ pub const SEGMENTS: usize = 64;
 /// Bytes in one message at most: what fits an IP packet's length, with room for all headers.
 pub const RUN_MAX: usize = 65_000;
 
+/// Messages a call while the kernel merges datagrams. Reason: each may hold 64 KiB then, and what is opened of a call should
+/// still lie in the processor's cache, and the other doors have had their turn, before the next one.
+const MERGED_BATCH: usize = 8;
+
 /// Room for one incoming message, bytes: the largest that UDP has (65,507), and what a merged receive may hold.
 const ROOM: usize = 65_536;
 /// Distance between two rooms, bytes. Not a power of two: the heads of all datagrams would fall into the same few sets of
@@ -34,13 +38,14 @@ pub struct RecvBatch {
     arena: Vec<u8>,
     headers: Headers,
     filled: usize,
+    most: usize,
 }
 
 impl RecvBatch {
     /// Reserves the memory.
     #[must_use]
     pub fn new() -> Self {
-        Self { arena: vec![0; BATCH * STRIDE], headers: Headers::new(), filled: 0 }
+        Self { arena: vec![0; BATCH * STRIDE], headers: Headers::new(), filled: 0, most: BATCH }
     }
 
     /// Takes what the socket has, up to [`BATCH`] messages, without waiting; answers how many.
@@ -49,10 +54,10 @@ impl RecvBatch {
     /// As recvmmsg(2), except that "nothing there" is `Ok(0)`.
     pub fn recv(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         self.filled = 0;
-        for (index, room) in self.arena.chunks_exact_mut(STRIDE).enumerate() {
+        for (index, room) in self.arena.chunks_exact_mut(STRIDE).take(self.most).enumerate() {
             self.headers.aim(index, None, room.as_mut_ptr(), ROOM, Segments::Received);
         }
-        // SAFETY: `aim` has just set all `BATCH` headers: each points to one I/O vector, which describes `ROOM` bytes
+        // SAFETY: `aim` has just set the first `most` headers, of `BATCH`: each points to one I/O vector, which describes `ROOM` bytes
         // inside its own chunk of the arena, to an address slot of `size_of::<Name>()` bytes and to a control slot with
         // its size. All of them live in `self`, which is borrowed mutably until the call returns, and do not overlap. No
         // time limit is passed.
@@ -60,18 +65,21 @@ impl RecvBatch {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 self.headers.messages.as_mut_ptr(),
-                COUNT,
+                libc::c_uint::try_from(self.most).unwrap_or(COUNT),
                 libc::MSG_DONTWAIT,
                 std::ptr::null_mut(),
             )
         };
         match usize::try_from(got) {
-            Ok(got) => self.filled = got.min(BATCH),
+            Ok(got) => self.filled = got.min(self.most),
             Err(_) => match io::Error::last_os_error() {
                 e if e.kind() == io::ErrorKind::WouldBlock || e.kind() == io::ErrorKind::Interrupted => {}
                 e => return Err(e),
             },
         }
+        let mut filled = self.headers.messages.iter().take(self.filled);
+        let merged = filled.any(|message| segment_size(&message.msg_hdr).is_some());
+        self.most = if merged { MERGED_BATCH } else { BATCH };
         Ok(self.filled)
     }
 
