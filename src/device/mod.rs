@@ -2,9 +2,10 @@
 //!
 //! One type, [`Tun`], over one of two backends. `offload` moves super-packets of up to 64 KiB in one call: `split` cuts what
 //! the kernel gives, so that everybody above sees packets that fit the MTU with finished checksums, and `merge` joins what
-//! it takes. `plain` moves one packet a call, on every kernel that has TUN at all. Whatever backend serves, the device is non-blocking, belongs to the process, and vanishes together with
-//! its addresses and routes when the [`Tun`] is dropped or the process dies, so there is nothing to clean up. Addresses and
-//! routes are not this module's business: see [`crate::io::netlink`].
+//! it takes. `plain` moves one packet a call, on every kernel that has TUN at all. Whatever backend serves, the device is
+//! non-blocking, belongs to the process, and vanishes together with its addresses and routes when the [`Tun`] is dropped or
+//! the process dies, so there is nothing to clean up. Addresses and routes are not this module's business: see
+//! [`crate::io::netlink`].
 
 mod headers;
 mod merge;
