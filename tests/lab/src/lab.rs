@@ -14,6 +14,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -189,8 +191,10 @@ fn labs() -> Result<Vec<(String, String)>> {
 fn claim() -> Result<(String, PathBuf)> {
     let pid = std::process::id();
     let owner = record(pid).context("this process has no /proc entry")?;
-    for attempt in 0..10_000 {
-        let id = base36(pid) + &base36(attempt);
+    for _ in 0..10_000 {
+        // Never one that this process has used: its directory may be half removed by another thread.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = base36(pid) + &base36(NEXT.fetch_add(1, Ordering::Relaxed));
         let staging = PathBuf::from(format!("{LABS}/.{id}.{}", thread_tag()));
         let made = fs::create_dir_all(staging.join("log"))
             .and_then(|()| fs::set_permissions(&staging, fs::Permissions::from_mode(0o755)))

@@ -17,12 +17,15 @@
 //! | [`wire`] | links: plain veth, or delayed, lossy and rate-limited |
 //! | [`nat`] | what a router does to packets, as nftables rules |
 //! | [`topology`] | an internet, sites behind routers, hosts |
-//! | [`probe`] | what a NAT does, seen from two plain sockets |
+//! | [`probe`] [`classify`] | what a network does, what a NAT does, seen from plain sockets |
+//! | [`check`] | every NAT against what strangers' programs say of it |
 //! | [`openssh`] [`wireguard`] [`product`] | programs that run in a lab |
 //! | [`demo`] [`mod@bench`] | what `make demo` and `make bench` show |
 //! | [`interrupt`] [`tools`] [`sys`] | Ctrl-C, what is installed, system calls |
 
 pub mod bench;
+pub mod check;
+pub mod classify;
 pub mod demo;
 pub mod interrupt;
 pub mod lab;

@@ -1,8 +1,7 @@
-//! What a network does, seen from plain sockets and iperf3; independent of everything under test.
+//! What a network does, seen from plain UDP sockets and iperf3; independent of everything under test.
 
 use std::net::IpAddr;
 use std::net::SocketAddr;
-use std::net::SocketAddrV4;
 use std::net::UdpSocket;
 use std::time::Duration;
 
@@ -10,29 +9,9 @@ use anyhow::Context;
 use anyhow::Result;
 
 use crate::ns::Namespace;
-use crate::topology::Host;
 
 /// How long a datagram may take before it counts as filtered; several times any round trip of the lab.
 const PATIENCE: Duration = Duration::from_millis(400);
-
-/// What the outside saw of one inner socket.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Seen {
-    /// The outer addresses for: a first server, another port of it, another address of it.
-    pub mapped: [SocketAddr; 3],
-    /// Whether a datagram from a port of the server that was not written to came in.
-    pub other_port_may_answer: bool,
-    /// Whether a datagram from an address that was never written to came in.
-    pub stranger_may_answer: bool,
-}
-
-impl Seen {
-    /// Whether the mapping is the same for every destination.
-    pub fn endpoint_independent(&self) -> bool {
-        let [a, b, c] = self.mapped;
-        a == b && b == c
-    }
-}
 
 /// A UDP socket on a host, with a patience set.
 pub fn socket(ns: &Namespace, address: SocketAddr) -> Result<UdpSocket> {
@@ -42,24 +21,6 @@ pub fn socket(ns: &Namespace, address: SocketAddr) -> Result<UdpSocket> {
         std::io::Result::Ok(socket)
     })?
     .with_context(|| format!("cannot bind {address} on {}", ns.name()))
-}
-
-/// Classifies the NAT in front of `inner` with the help of a public host that has a second address.
-pub fn nat(inner: &Host, server: &Host) -> Result<Seen> {
-    let second = server.second_address(9)?;
-    let stranger = server.second_address(10)?;
-    let on = |ip, port| socket(&server.ns, SocketAddrV4::new(ip, port).into());
-    let first = on(server.v4, 3478)?;
-    let other_port = on(server.v4, 3479)?;
-    let other_address = on(second, 3478)?;
-    let silent_port = on(server.v4, 3480)?;
-    let silent_address = on(stranger, 3478)?;
-    let client = socket(&inner.ns, SocketAddrV4::new(inner.v4, 40_000).into())?;
-    let home = mapped(&client, &first)?;
-    let other_port_may_answer = passes(&silent_port, &client, home)?;
-    let stranger_may_answer = passes(&silent_address, &client, home)?;
-    let mapped = [home, mapped(&client, &other_port)?, mapped(&client, &other_address)?];
-    Ok(Seen { mapped, other_port_may_answer, stranger_may_answer })
 }
 
 /// The address under which `server` sees `client`.

@@ -17,6 +17,7 @@ use anyhow::bail;
 
 use crate::lab::Lab;
 use crate::nat;
+use crate::nat::Lifetimes;
 use crate::nat::Nat;
 use crate::nat::Rules;
 use crate::nat::V6;
@@ -144,7 +145,7 @@ pub struct Site {
 impl Site {
     /// A site with this kind of router, no IPv6, no hairpin, and the private network that half of all homes have.
     pub fn new(nat: Nat) -> Self {
-        let rules = Rules { nat, v6: V6::None, hairpin: false, udp: true };
+        let rules = Rules { nat, v6: V6::None, hairpin: false, udp: true, lifetimes: Lifetimes::default() };
         Self { rules, lan: Ipv4Addr::new(192, 168, 1, 0) }
     }
 
@@ -173,6 +174,13 @@ impl Site {
     #[must_use]
     pub fn hairpin(mut self) -> Self {
         self.rules.hairpin = true;
+        self
+    }
+
+    /// With a router whose idle mappings go after these times.
+    #[must_use]
+    pub fn lifetimes(mut self, lifetimes: Lifetimes) -> Self {
+        self.rules.lifetimes = lifetimes;
         self
     }
 
@@ -231,7 +239,7 @@ impl<'lab> Router<'lab> {
         if site.rules.hairpin {
             hairpin_loop(&ns, wan)?;
         }
-        ns.nft(&nat::ruleset(&site.rules, wan))?;
+        enforce(&ns, &site.rules, &nat::ruleset(&site.rules, wan))?;
         let inside = Counter::default();
         inside.next()?; // .1 is the router
         Ok(Self { lab, ns, site, lan, wan, uplink, inside })
@@ -291,7 +299,7 @@ impl<'lab> Router<'lab> {
         // Declared first, so that removing them succeeds whether they exist or not.
         let reset =
             "table inet ntl {}\ntable ip ntl_nat {}\ndelete table inet ntl\ndelete table ip ntl_nat\n";
-        self.ns.nft(&format!("{reset}{}", nat::ruleset(&rules, self.wan)))?;
+        enforce(&self.ns, &rules, &format!("{reset}{}", nat::ruleset(&rules, self.wan)))?;
         self.site.rules = rules;
         Ok(())
     }
@@ -354,6 +362,12 @@ impl Host {
 fn forwarding(ns: &Namespace) -> Result<()> {
     ns.sysctl("net/ipv4/ip_forward", "1")?;
     ns.sysctl("net/ipv6/conf/all/forwarding", "1")
+}
+
+/// Loads a router's rules, then sets the lifetimes: their parameters exist once conntrack is in use.
+fn enforce(ns: &Namespace, rules: &Rules, script: &str) -> Result<()> {
+    ns.nft(script)?;
+    rules.lifetimes.sysctls().iter().try_for_each(|(key, value)| ns.sysctl(key, value))
 }
 
 /// Waits until a new link carries: the kernel reports carriers and opens bridge ports a little later, in its own time.

@@ -19,10 +19,15 @@ use ntcp_lab::Link;
 use ntcp_lab::Nat;
 use ntcp_lab::Profile;
 use ntcp_lab::Site;
+use ntcp_lab::check;
+use ntcp_lab::check::Transport;
+use ntcp_lab::classify::Vantage;
 use ntcp_lab::lab;
 use ntcp_lab::lab::say;
 use ntcp_lab::nat::Rules;
 use ntcp_lab::nat::V6;
+use ntcp_lab::nat::kinds::KINDS;
+use ntcp_lab::nat::kinds::Kind;
 use ntcp_lab::openssh::COUNTER;
 use ntcp_lab::openssh::SshServer;
 use ntcp_lab::probe;
@@ -56,27 +61,35 @@ fn a_site_behind_a_nat_reaches_the_outside_and_hides_its_inside() {
 }
 
 #[test]
-fn every_nat_maps_and_filters_as_its_name_says() {
-    for (nat, independent, other_port, stranger) in [
-        (Nat::Open, true, true, true),
-        (Nat::StatefulFirewall, true, false, false),
-        (Nat::FullCone, true, true, true),
-        (Nat::PortRestricted, true, false, false),
-        (Nat::SymmetricRandom, false, false, false),
-    ] {
+fn every_nat_maps_filters_and_refuses_as_its_name_says() {
+    let examine = |kind: Kind| {
         lab::test(|lab| {
             let net = Internet::new(lab)?;
             let server = net.host("server", &Link::Plain)?;
-            let home = net.site("home", Site::new(nat), &Link::Plain)?;
+            // Without any delay an ICMP error overtakes the system call that provoked it, and is not reported.
+            let home = net.site("home", Site::new(kind.nat), &Link::delayed(ms(5)))?;
             let alice = home.host("alice")?;
-            let seen = probe::nat(&alice, &server)?;
-            let outer = if nat.translates() { home.wan() } else { alice.v4 };
-            ensure!(seen.mapped.iter().all(|mapped| mapped.ip() == IpAddr::V4(outer)), "{nat:?}: {seen:?}");
-            let found = (seen.endpoint_independent(), seen.other_port_may_answer, seen.stranger_may_answer);
-            ensure!(found == (independent, other_port, stranger), "{nat:?}: {seen:?}");
+            let vantage = Vantage::new(&server)?;
+            let outer = if kind.nat.translates() { home.wan() } else { alice.v4 };
+            for (transport, seen) in
+                [(Transport::Udp, vantage.udp(&alice)?), (Transport::Tcp, vantage.tcp(&alice)?)]
+            {
+                let (found, wanted) = (seen.character(), check::expected(kind.nat, transport));
+                ensure!(
+                    found == wanted,
+                    "{} {transport:?}: {seen:?}\nis {found:?}\nnot {wanted:?}",
+                    kind.name
+                );
+                ensure!(seen.mapped.iter().all(|mapped| *mapped.ip() == outer), "{}: {seen:?}", kind.name);
+            }
             Ok(())
         });
-    }
+    };
+    std::thread::scope(|scope| {
+        for kinds in KINDS.chunks(5) {
+            scope.spawn(|| kinds.iter().copied().for_each(examine));
+        }
+    });
 }
 
 #[test]
