@@ -51,11 +51,13 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # shellcheck disable=SC2086 # one word per package
 apt-get install -y -qq --no-install-recommends $missing >/dev/null
-case "$missing" in
-*openssh-server*)
-    if command -v systemctl >/dev/null 2>&1; then
-        systemctl disable --quiet ssh.service 2>/dev/null || true
-        echo "openssh-server is installed but neither started nor enabled"
-    fi
-    ;;
-esac
+for service in openssh-server=ssh coturn=coturn; do
+    case "$missing " in
+    *" ${service%=*} "*)
+        if command -v systemctl >/dev/null 2>&1; then
+            systemctl disable --quiet "${service#*=}.service" 2>/dev/null || true
+            echo "${service%=*} is installed but neither started nor enabled"
+        fi
+        ;;
+    esac
+done

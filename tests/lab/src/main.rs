@@ -13,6 +13,7 @@ use ntcp_lab::Link;
 use ntcp_lab::Nat;
 use ntcp_lab::Site;
 use ntcp_lab::bench;
+use ntcp_lab::check;
 use ntcp_lab::demo;
 use ntcp_lab::interrupt;
 use ntcp_lab::lab;
@@ -44,6 +45,8 @@ enum Word {
         #[arg(long)]
         bin: PathBuf,
     },
+    /// Check every NAT of the lab with STUN clients that others wrote, and TCP with plain sockets
+    Check,
     /// Build a small lab and keep it until interrupted; prints its id and the id of a process in it
     Hold,
 }
@@ -72,6 +75,7 @@ fn act(word: Word) -> Result<()> {
         },
         Word::Demo { bin } => demo::run(&bin),
         Word::Bench { bin } => bench::run(&bin),
+        Word::Check => check::run(),
         Word::Hold => hold(),
     }
 }
