@@ -9,7 +9,6 @@ use crate::base::id::StreamId;
 use crate::base::time::Now;
 use crate::base::transmit::Via;
 use crate::identity::names::MemberName;
-use crate::nat::candidate::Transport;
 use crate::path::Ctx;
 use crate::path::RelayGrant;
 use crate::path::StreamOrder;
