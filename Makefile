@@ -5,7 +5,7 @@ ROOT := tests/lab/as-builder.sh --root
 PRODUCT := target/release/ntcp-overlay
 LAB := target/debug/ntcp-lab
 
-.PHONY: help build demo test check bench fuzz deny lab-check lab-clean packages root
+.PHONY: help build demo test check bench fuzz deny lab-check lab-clean matrix packages root
 
 help:
 	@echo 'make build       the program, optimised: $(PRODUCT)'
@@ -15,6 +15,7 @@ help:
 	@echo 'make bench       one TCP stream through the overlay against the bare wire and wireguard-go (root)'
 	@echo 'make fuzz        every fuzz target for a minute'
 	@echo 'make lab-check   every NAT of the lab against STUN clients that others wrote (root, two minutes)'
+	@echo 'make matrix      two members between every pair of NATs: what carried, how soon (root, ten minutes)'
 	@echo 'make lab-clean   remove namespaces that killed tests left behind (root)'
 
 packages:
@@ -64,6 +65,10 @@ lab-check: root packages
 	@[ -x target/pystun3/bin/pystun3 ] || $(BUILD) sh -c 'python3 -m venv target/pystun3 && \
 	    target/pystun3/bin/pip install --quiet pystun3==2.0.0' || true
 	PATH="$$PWD/target/pystun3/bin:$$PATH" $(LAB) check
+
+matrix: root build
+	$(BUILD) cargo build --locked -p ntcp-lab
+	$(LAB) matrix --bin $(PRODUCT) --json target/matrix.json
 
 lab-clean: root
 	$(BUILD) cargo build --locked -q -p ntcp-lab

@@ -20,6 +20,7 @@
 //! | [`probe`] [`classify`] | what a network does, what a NAT does, seen from plain sockets |
 //! | [`check`] | every NAT against what strangers' programs say of it |
 //! | [`openssh`] [`wireguard`] [`product`] | programs that run in a lab |
+//! | [`matrix`] | the product between every pair of NATs |
 //! | [`demo`] [`mod@bench`] | what `make demo` and `make bench` show |
 //! | [`interrupt`] [`tools`] [`sys`] | Ctrl-C, what is installed, system calls |
 
@@ -29,6 +30,7 @@ pub mod classify;
 pub mod demo;
 pub mod interrupt;
 pub mod lab;
+pub mod matrix;
 pub mod nat;
 pub mod ns;
 pub mod openssh;

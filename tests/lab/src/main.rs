@@ -17,6 +17,8 @@ use ntcp_lab::check;
 use ntcp_lab::demo;
 use ntcp_lab::interrupt;
 use ntcp_lab::lab;
+use ntcp_lab::matrix;
+use ntcp_lab::matrix::Plan;
 use ntcp_lab::tools;
 
 /// A laboratory of hosts, NATs and wires on this machine.
@@ -47,6 +49,34 @@ enum Word {
     },
     /// Check every NAT of the lab with STUN clients that others wrote, and TCP with plain sockets
     Check,
+    /// The product between every pair of NATs, with UDP and without
+    Matrix {
+        /// The ntcp-overlay binary
+        #[arg(long)]
+        bin: PathBuf,
+        /// Names of NATs, separated by commas; every pair of them is tried
+        #[arg(long, value_delimiter = ',', default_values_t = matrix::DEFAULT.map(str::to_owned))]
+        kinds: Vec<String>,
+        /// How many labs run at once
+        #[arg(long, default_value_t = 3)]
+        jobs: usize,
+        /// Where the figures go
+        #[arg(long, default_value = "target/matrix.json")]
+        json: PathBuf,
+    },
+    /// One pair of the matrix, kept until interrupted, to look at by hand
+    Meet {
+        /// The NAT before alice
+        a: String,
+        /// The NAT before bob
+        b: String,
+        /// The ntcp-overlay binary
+        #[arg(long)]
+        bin: PathBuf,
+        /// Block UDP at both sites
+        #[arg(long)]
+        no_udp: bool,
+    },
     /// Build a small lab and keep it until interrupted; prints its id and the id of a process in it
     Hold,
 }
@@ -76,6 +106,8 @@ fn act(word: Word) -> Result<()> {
         Word::Demo { bin } => demo::run(&bin),
         Word::Bench { bin } => bench::run(&bin),
         Word::Check => check::run(),
+        Word::Matrix { bin, kinds, jobs, json } => matrix::run(&bin, &Plan { kinds, jobs }, &json),
+        Word::Meet { a, b, bin, no_udp } => matrix::meet(&bin, [&a, &b], !no_udp),
         Word::Hold => hold(),
     }
 }

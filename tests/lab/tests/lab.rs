@@ -26,6 +26,7 @@ use ntcp_lab::lab;
 use ntcp_lab::lab::say;
 use ntcp_lab::nat::Rules;
 use ntcp_lab::nat::V6;
+use ntcp_lab::nat::kinds;
 use ntcp_lab::nat::kinds::KINDS;
 use ntcp_lab::nat::kinds::Kind;
 use ntcp_lab::openssh::COUNTER;
@@ -135,6 +136,27 @@ fn udp_can_be_blocked_altogether_or_to_one_address_and_comes_back() {
         home.change(Rules { udp: false, ..home.rules() })?;
         ensure!(probe::mapped(&a, &o).is_err(), "UDP passes where it is blocked");
         ensure!(pings(&alice, server.v4.into())?, "everything else is blocked too");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_router_becomes_another_nat_while_sessions_go_on() {
+    lab::test(|lab| {
+        let net = Internet::new(lab)?;
+        let (server, other) = (net.host("server", &Link::Plain)?, net.host("other", &Link::Plain)?);
+        let mut home = net.site("home", Site::new(Nat::PortRestricted), &Link::Plain)?;
+        let alice = home.host("alice")?;
+        let a = probe::socket(&alice.ns, (alice.v4, 4000).into())?;
+        let s = probe::socket(&server.ns, (server.v4, 3478).into())?;
+        let o = probe::socket(&other.ns, (other.v4, 3478).into())?;
+        let before = probe::mapped(&a, &s)?;
+        ensure!(before.port() == 4000, "{before}");
+        let nat = kinds::named("session-step1").context("no such NAT")?.nat;
+        home.change(Rules { nat, ..home.rules() })?;
+        ensure!(probe::mapped(&a, &s)? == before, "an established session has moved");
+        let after = probe::mapped(&a, &o)?;
+        ensure!(after.port() != 4000, "a new session is still mapped the old way: {after}");
         Ok(())
     });
 }
