@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -54,7 +55,7 @@ impl Namespace {
             for dir in ["run/ntl", "run/sshd", "run/lock", "var-lib", "etc"] {
                 fs::create_dir_all(files.join(dir))?;
             }
-            fs::create_dir_all(format!("/etc/netns/{full}"))?;
+            make_dir(Path::new(&format!("/etc/netns/{full}")))?;
             let hosts = format!("127.0.0.1 localhost\n::1 localhost ip6-localhost\n127.0.1.1 {name}\n");
             fs::write(format!("/etc/netns/{full}/hosts"), hosts)?;
         }
@@ -175,4 +176,17 @@ impl Namespace {
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }
+}
+
+/// Makes a directory and those above it. Another lab that leaves may take `/etc/netns` away between two steps, if it is
+/// empty at that moment: then once more.
+fn make_dir(path: &Path) -> std::io::Result<()> {
+    let mut made = fs::create_dir_all(path);
+    for _ in 0..100 {
+        match &made {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => made = fs::create_dir_all(path),
+            _ => break,
+        }
+    }
+    made
 }
