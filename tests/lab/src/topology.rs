@@ -232,7 +232,12 @@ impl<'lab> Router<'lab> {
         uplink: Uplink,
     ) -> Result<Self> {
         forwarding(&ns)?;
-        ns.ip(&format!("link add lan type bridge\nlink set lan up\naddr add {}/24 dev lan\n", lan.v4(1)))?;
+        // With an address of its own: a bridge without one takes the lowest of its ports', and with each new port
+        // perhaps another, so that neighbours would go on writing to the old one.
+        ns.ip(&format!(
+            "link add lan address 02:00:00:00:00:01 type bridge\nlink set lan up\naddr add {}/24 dev lan\n",
+            lan.v4(1)
+        ))?;
         if site.rules.v6 != V6::None {
             ns.ip(&format!("addr add {}/64 dev lan nodad\n", lan.v6(1)))?;
         }
