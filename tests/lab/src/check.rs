@@ -28,6 +28,7 @@ use crate::nat::Mapping;
 use crate::nat::Nat;
 use crate::nat::Ports;
 use crate::nat::Reaction;
+use crate::nat::Windows;
 use crate::nat::kinds::KINDS;
 use crate::nat::kinds::Kind;
 use crate::process::Process;
@@ -139,13 +140,14 @@ pub enum Transport {
 pub fn expected(nat: Nat, transport: Transport) -> Character {
     let tcp = transport == Transport::Tcp;
     let when_tcp = |fate| tcp.then_some(fate);
-    let untranslated = |strangers, unmapped| Character {
+    let untranslated = |strangers, reversed, unmapped| Character {
         depends: Depends::Nothing,
         keeps_port: true,
         step: None,
         from_other_port: strangers,
         from_stranger: strangers,
         from_dialled: when_tcp(Fate::Passes),
+        reversed: when_tcp(reversed),
         unmapped,
     };
     let does = match (nat, nat.behaviours()) {
@@ -157,11 +159,15 @@ pub fn expected(nat: Nat, transport: Transport) -> Character {
             }
         }
         (Nat::Open, _) => {
-            return untranslated(Fate::Passes, if tcp { Fate::Reset } else { Fate::Unreachable });
+            return untranslated(
+                Fate::Passes,
+                Fate::Passes,
+                if tcp { Fate::Reset } else { Fate::Unreachable },
+            );
         }
-        (_, None) => return untranslated(Fate::Silence, Fate::Silence),
+        (_, None) => return untranslated(Fate::Silence, Fate::Silence, Fate::Silence),
     };
-    let Behaviour { mapping, filtering, reaction } = does;
+    let Behaviour { mapping, filtering, reaction, windows } = does;
     let refused = match reaction {
         Reaction::Drop => Fate::Silence,
         Reaction::Reset if tcp => Fate::Reset,
@@ -185,6 +191,12 @@ pub fn expected(nat: Nat, transport: Transport) -> Character {
         from_other_port: passes(matches!(filtering, Filtering::Independent | Filtering::Address)),
         from_stranger: passes(filtering == Filtering::Independent),
         from_dialled: when_tcp(passes(filtering != Filtering::NeverSyn)),
+        // The SYN gets in either way; a router that checks windows drops the answer.
+        reversed: when_tcp(match (filtering, windows) {
+            (Filtering::NeverSyn, _) => refused,
+            (_, Windows::Checked) => Fate::Silence,
+            (_, Windows::Ignored) => Fate::Passes,
+        }),
         unmapped: refused,
     }
 }
@@ -359,11 +371,12 @@ fn words(character: &Character) -> String {
         Fate::Reset => "RST",
         Fate::Unreachable => "ICMP",
     };
-    let crossing = character
-        .from_dialled
-        .map_or_else(String::new, |crossing| format!("; crossing SYN: {}", fate(crossing)));
+    let syns = character.from_dialled.zip(character.reversed);
+    let syns = syns.map_or_else(String::new, |(crossing, reversed)| {
+        format!("; crossing SYN: {}, later: {}", fate(crossing), fate(reversed))
+    });
     format!(
-        "{depends}{ports}; other port: {}; stranger: {}{crossing}; unmapped: {}",
+        "{depends}{ports}; other port: {}; stranger: {}{syns}; unmapped: {}",
         fate(character.from_other_port),
         fate(character.from_stranger),
         fate(character.unmapped)

@@ -39,8 +39,8 @@ const DIALLED: [u16; 2] = [3478, 3479];
 /// A port that packets come from although nobody dialled it.
 const OTHER: u16 = 3490;
 
-/// A port where SYNs are noted and dropped, so that the inner socket stays half open.
-const SILENT: u16 = 3500;
+/// Ports where SYNs are noted and dropped, so that the inner socket stays half open.
+const SILENT: [u16; 2] = [3500, 3501];
 
 /// An outer port that no mapping has: below everything that NATs give out, and nobody's service.
 const UNMAPPED: u16 = 777;
@@ -84,6 +84,9 @@ pub struct Seen {
     pub from_stranger: Fate,
     /// For TCP: a SYN to a half open mapping from where its own SYN went.
     pub from_dialled: Option<Fate>,
+    /// For TCP: the same after the inner socket has given up dialling and the port only listens; what passes is a
+    /// connection, so the answer got out.
+    pub reversed: Option<Fate>,
     /// A packet to a port that has no mapping.
     pub unmapped: Fate,
 }
@@ -103,6 +106,8 @@ pub struct Character {
     pub from_stranger: Fate,
     /// See [`Seen::from_dialled`].
     pub from_dialled: Option<Fate>,
+    /// See [`Seen::reversed`].
+    pub reversed: Option<Fate>,
     /// See [`Seen::unmapped`].
     pub unmapped: Fate,
 }
@@ -129,6 +134,7 @@ impl Seen {
             from_other_port: self.from_other_port,
             from_stranger: self.from_stranger,
             from_dialled: self.from_dialled,
+            reversed: self.reversed,
             unmapped: self.unmapped,
         }
     }
@@ -149,15 +155,16 @@ impl Vantage {
         let stranger = host.second_address(10)?;
         host.ns.nft(&format!(
             "table inet watch {{
-  set dialled {{ type ipv4_addr . inet_service; }}
+  set dialled {{ type inet_service . ipv4_addr . inet_service; }}
   counter unreachable {{ }}
   chain input {{
     type filter hook input priority -200;
     icmp type destination-unreachable counter name unreachable
-    tcp dport {SILENT} tcp flags & (syn | ack) == syn add @dialled {{ ip saddr . tcp sport }} drop
+    tcp dport {{ {}, {} }} tcp flags & (syn | ack) == syn add @dialled {{ tcp dport . ip saddr . tcp sport }} drop
   }}
 }}
-"
+",
+            SILENT[0], SILENT[1]
         ))?;
         Ok(Self { ns: host.ns.clone(), addresses, stranger })
     }
@@ -194,6 +201,7 @@ impl Vantage {
             from_stranger: fate(on(self.stranger, OTHER)?, home)?,
             from_other_port: fate(on(first, OTHER)?, home)?,
             from_dialled: None,
+            reversed: None,
             unmapped: fate(on(self.stranger, OTHER + 1)?, unmapped)?,
         })
     }
@@ -222,30 +230,44 @@ impl Vantage {
             again: Some(again),
             from_stranger: self.syn(self.stranger, OTHER, to_first)?,
             from_other_port: self.syn(first, OTHER, to_first)?,
-            from_dialled: Some(self.crossing(inner)?),
+            from_dialled: Some(self.crossing(inner, true)?),
+            reversed: Some(self.crossing(inner, false)?),
             unmapped: self.syn(self.stranger, OTHER + 1, unmapped)?,
         })
     }
 
-    /// What becomes of a SYN to a mapping whose own SYN went where this one comes from.
-    fn crossing(&self, inner: &Host) -> Result<Fate> {
+    /// What becomes of a SYN to a mapping whose own SYN went where this one comes from, while the inner socket still dials
+    /// or after it has given up.
+    fn crossing(&self, inner: &Host, dialling: bool) -> Result<Fate> {
         let [first, _] = self.addresses;
+        let silent = if dialling { SILENT[0] } else { SILENT[1] };
         let (ns, from) = (inner.ns.clone(), SocketAddrV4::new(inner.v4, INNER));
-        let dialling = thread::spawn(move || dial(&ns, from, SocketAddrV4::new(first, SILENT)));
-        let to = interrupt::wait_for("a SYN out of the NAT", PATIENCE * 5, || self.dialled())?;
-        let fate = self.syn(first, SILENT, to);
-        drop(dialling.join());
-        fate
+        let dial = thread::spawn(move || dial(&ns, from, SocketAddrV4::new(first, silent)));
+        let to = interrupt::wait_for("a SYN out of the NAT", PATIENCE * 5, || self.dialled(silent))?;
+        if dialling {
+            let fate = self.syn(first, silent, to);
+            drop(dial.join());
+            return fate;
+        }
+        drop(dial.join());
+        self.syn(first, silent, to)
     }
 
-    /// From where the silent port has been dialled, as `nft` lists it.
-    fn dialled(&self) -> Result<Option<SocketAddrV4>> {
+    /// From where a silent port has been dialled, as `nft` lists it.
+    fn dialled(&self, silent: u16) -> Result<Option<SocketAddrV4>> {
         let listed: Value =
             serde_json::from_str(&self.ns.run(&["nft", "-j", "list", "set", "inet", "watch", "dialled"])?)?;
-        let Some(concat) = listed.pointer("/nftables/1/set/elem/0/concat") else { return Ok(None) };
-        let address = concat.pointer("/0").and_then(Value::as_str).context("no address")?.parse()?;
-        let port = concat.pointer("/1").and_then(Value::as_u64).context("no port")?.try_into()?;
-        Ok(Some(SocketAddrV4::new(address, port)))
+        let elements =
+            listed.pointer("/nftables/1/set/elem").and_then(Value::as_array).cloned().unwrap_or_default();
+        let concats = elements.iter().filter_map(|element| element.get("concat")?.as_array().cloned());
+        let mut parts = concats.filter_map(|concat| match concat.as_slice() {
+            [port, address, source] => {
+                Some((port.as_u64()?, address.as_str()?.parse().ok()?, source.as_u64()?))
+            }
+            _ => None,
+        });
+        let found = parts.find(|(port, ..)| *port == u64::from(silent));
+        found.map(|(_, address, source)| Ok(SocketAddrV4::new(address, source.try_into()?))).transpose()
     }
 
     /// What becomes of a SYN from one of the outside addresses.

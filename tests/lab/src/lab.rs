@@ -177,11 +177,10 @@ fn labs() -> Result<Vec<(String, String)>> {
     };
     let mut labs = Vec::new();
     for entry in entries.flatten() {
-        // A directory without a record is on its way in or out.
-        if let (Ok(id), Ok(owner)) =
-            (entry.file_name().into_string(), fs::read_to_string(entry.path().join("owner")))
-        {
-            labs.push((id, owner));
+        // A directory without a record, or with an empty one, is on its way in or out.
+        match (entry.file_name().into_string(), fs::read_to_string(entry.path().join("owner"))) {
+            (Ok(id), Ok(owner)) if !owner.is_empty() => labs.push((id, owner)),
+            _ => {}
         }
     }
     Ok(labs)

@@ -117,7 +117,8 @@ fn hold() -> Result<()> {
     let net = Internet::new(&lab)?;
     let site = net.site("home", Site::new(Nat::PortRestricted), &Link::delayed(Duration::from_millis(20)))?;
     let host = site.host("alice")?;
-    let busy = host.ns.spawn(&["sleep", "98765"])?;
+    let mut busy = host.ns.spawn(&["sh", "-c", "echo inside; exec sleep 98765"])?;
+    busy.wait_for_line("inside", Duration::from_secs(10))?;
     println!("{} {}", lab.id(), busy.pid());
     loop {
         interrupt::pause(Duration::from_secs(1))?;

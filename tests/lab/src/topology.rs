@@ -369,10 +369,10 @@ fn forwarding(ns: &Namespace) -> Result<()> {
     ns.sysctl("net/ipv6/conf/all/forwarding", "1")
 }
 
-/// Loads a router's rules, then sets the lifetimes: their parameters exist once conntrack is in use.
+/// Loads a router's rules, then sets the kernel parameters, which exist once conntrack is in use.
 fn enforce(ns: &Namespace, rules: &Rules, script: &str) -> Result<()> {
     ns.nft(script)?;
-    rules.lifetimes.sysctls().iter().try_for_each(|(key, value)| ns.sysctl(key, value))
+    rules.sysctls().iter().try_for_each(|(key, value)| ns.sysctl(key, value))
 }
 
 /// Waits until a new link carries: the kernel reports carriers and opens bridge ports a little later, in its own time.

@@ -6,6 +6,7 @@ use super::Mapping;
 use super::Nat;
 use super::Ports;
 use super::Reaction;
+use super::Windows;
 
 /// A NAT with a name.
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +20,7 @@ pub struct Kind {
 }
 
 /// All of them, the friendliest first.
-pub const KINDS: [Kind; 15] = [
+pub const KINDS: [Kind; 16] = [
     Kind { name: "public", boxes: "servers, and the few homes without a NAT", nat: Nat::Open },
     Kind {
         name: "firewall",
@@ -63,6 +64,11 @@ pub const KINDS: [Kind; 15] = [
         name: "linux-icmp",
         boxes: "the same behind a plain iptables REJECT",
         nat: Nat::both(Behaviour { reaction: Reaction::Unreachable, ..Behaviour::LINUX }),
+    },
+    Kind {
+        name: "linux-liberal",
+        boxes: "the same with nf_conntrack_tcp_be_liberal, which some routers set for speed",
+        nat: Nat::both(Behaviour { windows: Windows::Ignored, ..Behaviour::LINUX }),
     },
     Kind {
         name: "never-syn",

@@ -86,12 +86,18 @@ pub struct Behaviour {
     pub filtering: Filtering,
     /// What happens to everything else from outside.
     pub reaction: Reaction,
+    /// For TCP: which segments of a session pass.
+    pub windows: Windows,
 }
 
 impl Behaviour {
     /// Plain masquerade behind a silent firewall.
-    pub const LINUX: Self =
-        Self { mapping: Mapping::Kept, filtering: Filtering::AddressAndPort, reaction: Reaction::Drop };
+    pub const LINUX: Self = Self {
+        mapping: Mapping::Kept,
+        filtering: Filtering::AddressAndPort,
+        reaction: Reaction::Drop,
+        windows: Windows::Checked,
+    };
 }
 
 /// What an outer port depends on, besides the inner endpoint.
@@ -145,6 +151,16 @@ pub enum Reaction {
     Unreachable,
 }
 
+/// Whether a TCP session's sequence numbers matter. They do where a port that has sent a SYN and given up answers a SYN
+/// from there: its SYN-ACK has another initial sequence number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Windows {
+    /// Only what fits the windows that were seen passes: netfilter as it is shipped.
+    Checked,
+    /// Everything passes: netfilter with `nf_conntrack_tcp_be_liberal`, and boxes that only count sessions.
+    Ignored,
+}
+
 /// How long an idle mapping lives. Both directions refresh it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Lifetimes {
@@ -164,19 +180,6 @@ impl Default for Lifetimes {
             tcp_opening: Duration::from_secs(120),
             tcp_established: Duration::from_secs(432_000),
         }
-    }
-}
-
-impl Lifetimes {
-    /// The kernel parameters that set them, under `/proc/sys`, with their values.
-    pub(crate) fn sysctls(&self) -> [(&'static str, String); 4] {
-        let seconds = |time: Duration| time.as_secs().to_string();
-        [
-            ("net/netfilter/nf_conntrack_udp_timeout", seconds(self.udp)),
-            ("net/netfilter/nf_conntrack_udp_timeout_stream", seconds(self.udp)),
-            ("net/netfilter/nf_conntrack_tcp_timeout_syn_sent", seconds(self.tcp_opening)),
-            ("net/netfilter/nf_conntrack_tcp_timeout_established", seconds(self.tcp_established)),
-        ]
     }
 }
 
@@ -204,6 +207,22 @@ pub struct Rules {
     pub udp: bool,
     /// When idle mappings go.
     pub lifetimes: Lifetimes,
+}
+
+impl Rules {
+    /// What of them is kernel parameters, under `/proc/sys`, with their values.
+    pub(crate) fn sysctls(&self) -> [(&'static str, String); 5] {
+        let seconds = |time: Duration| time.as_secs().to_string();
+        let Lifetimes { udp, tcp_opening, tcp_established } = self.lifetimes;
+        let liberal = self.nat.behaviours().is_some_and(|(_, tcp)| tcp.windows == Windows::Ignored);
+        [
+            ("net/netfilter/nf_conntrack_udp_timeout", seconds(udp)),
+            ("net/netfilter/nf_conntrack_udp_timeout_stream", seconds(udp)),
+            ("net/netfilter/nf_conntrack_tcp_timeout_syn_sent", seconds(tcp_opening)),
+            ("net/netfilter/nf_conntrack_tcp_timeout_established", seconds(tcp_established)),
+            ("net/netfilter/nf_conntrack_tcp_be_liberal", u8::from(liberal).to_string()),
+        ]
+    }
 }
 
 /// A table that drops all UDP to and from these addresses, established or not, as a changed firewall policy would.

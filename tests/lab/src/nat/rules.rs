@@ -32,9 +32,9 @@ const STEPS: u16 = 2_000;
 pub fn ruleset(rules: &Rules, wan: Ipv4Addr) -> String {
     let udp = if rules.udp { "" } else { "meta l4proto udp drop" };
     let v6_in = if rules.v6 == V6::Open { "meta nfproto ipv6 accept" } else { "" };
+    let open = if rules.nat == Nat::Open { "meta nfproto ipv4 accept" } else { "" };
     let v4_in = match rules.nat {
-        Nat::Open => "meta nfproto ipv4 accept",
-        Nat::StatefulFirewall => "",
+        Nat::Open | Nat::StatefulFirewall => "",
         // Only a mapping's filter translates the destination of what nobody asked for.
         Nat::FullCone | Nat::PortRestricted | Nat::SymmetricRandom | Nat::Composed { .. } => {
             "ct status dnat accept"
@@ -64,6 +64,7 @@ pub fn ruleset(rules: &Rules, wan: Ipv4Addr) -> String {
   chain forward {{
     type filter hook forward priority filter; policy drop;
     {udp}
+    {open}
     {never_syn}
     ct state established,related accept
     ct state invalid drop
