@@ -1,9 +1,10 @@
 //! What a router does to packets: values that compose, made real by nftables over the kernel's own connection tracking.
 //!
 //! A NAT is described for UDP and for TCP apart, because real boxes differ there: a [`Behaviour`] is how outer ports are
-//! chosen ([`Mapping`]: what they depend on, and which port comes next), who may send to them ([`Filtering`]), and what
-//! a stranger gets ([`Reaction`]). [`Lifetimes`] say when an idle mapping goes. `rules` turns all of it into one script;
-//! [`kinds`] names the combinations worth testing, with the boxes known to behave so.
+//! chosen ([`Mapping`]: what they depend on, and which port comes next), who may send to them ([`Filtering`]), what a
+//! stranger gets ([`Reaction`]), and for TCP whether sequence numbers matter ([`Windows`]). [`Lifetimes`] say when an idle
+//! mapping goes. `rules` turns all of it into one script; [`kinds`] names the combinations worth testing, with the boxes
+//! known to behave so.
 //!
 //! What a router cannot do here: kill a mapping because of a RST or ICMP beyond what conntrack does by itself, let a
 //! SYN-ACK out after a SYN, rewrite sequence numbers, or forget TCP's states. For UDP a session is its two endpoints, so
