@@ -18,6 +18,7 @@ pub mod effort;
 pub mod health;
 pub mod leg;
 mod relays;
+mod terms;
 mod ways;
 
 use std::net::SocketAddr;
@@ -26,15 +27,8 @@ use std::time::Instant;
 
 use crate::base::id::AttemptId;
 use crate::base::id::StreamId;
-use crate::base::rng::Rng;
-use crate::base::time::Now;
-use crate::base::transmit::Outbox;
 use crate::base::transmit::Via;
-use crate::identity::certificate::Certificate;
 use crate::identity::keys::WgPublic;
-use crate::identity::keys::WgSecret;
-use crate::identity::names::MemberName;
-use crate::nat::candidate::Candidate;
 use crate::path::effort::Effort;
 use crate::path::health::Duty;
 use crate::path::health::Health;
@@ -46,11 +40,15 @@ use crate::punch::keys::Check;
 use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
 use crate::punch::keys::Seen;
-use crate::punch::keys::Side;
 use crate::punch::plan;
-use crate::wire::broker::RelayOffer;
 use crate::wire::stun;
 use crate::wire::stun::TransactionId;
+
+pub use terms::Carrier;
+pub use terms::Ctx;
+pub use terms::Introduction;
+pub use terms::RelayGrant;
+pub use terms::StreamOrder;
 
 /// Introductions whose keys are believed even if no way uses them: both sides may ask at once, twice, and each may keep
 /// the other one's.
@@ -59,73 +57,6 @@ pub const MAX_INTRODUCTIONS: usize = 4;
 pub const IDLE_AFTER: Duration = Duration::from_secs(300);
 /// Both sides climb the same ladder; one of them waits this much longer, so that one introduction serves both.
 const POLITENESS: Duration = Duration::from_millis(1500);
-/// What a path needs from around it for the length of one call.
-pub struct Ctx<'a> {
-    /// The moment.
-    pub now: Now,
-    /// Where messages leave.
-    pub outbox: &'a mut Outbox,
-    /// Chance.
-    pub rng: &'a mut Rng,
-    /// Our own key.
-    pub wg: &'a WgSecret,
-    /// Our own end.
-    pub local: &'a plan::Local,
-    /// Number of the next stream.
-    pub next_stream: &'a mut u32,
-}
-
-/// Work on streams that a path asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum StreamOrder {
-    /// Open one.
-    Open(StreamId, SocketAddr),
-    /// Close one.
-    Close(StreamId),
-}
-
-/// One offer of the broker, with everything in it verified.
-#[derive(Clone, Debug)]
-pub struct Introduction {
-    /// Its name.
-    pub attempt: AttemptId,
-    /// Which side we are.
-    pub side: Side,
-    /// The peer's addresses.
-    pub candidates: Vec<Candidate>,
-    /// Relays, best first.
-    pub relays: Vec<RelayGrant>,
-}
-
-/// A relay session that we may use.
-#[derive(Clone, Debug)]
-pub struct RelayGrant {
-    /// The relay's certificate, verified.
-    pub certificate: Certificate,
-    /// As the broker offered it.
-    pub offer: RelayOffer,
-}
-
-/// What carries, for people.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Carrier<'a> {
-    /// Straight to the peer, over UDP.
-    DirectUdp(SocketAddr),
-    /// Straight to the peer, over TCP.
-    DirectTcp(SocketAddr),
-    /// Through a relay.
-    Relay {
-        /// The relay's name.
-        name: &'a MemberName,
-        /// Whether we reach it over TCP.
-        tcp: bool,
-        /// Its endpoint.
-        endpoint: SocketAddr,
-    },
-    /// Nothing.
-    None,
-}
-
 /// Which way to one peer.
 #[derive(Debug)]
 pub struct Path {
