@@ -11,7 +11,7 @@ help:
 	@echo 'make build       the program, optimised: $(PRODUCT)'
 	@echo 'make demo        two machines behind NATs meet: ping, ssh, curl (root, two minutes)'
 	@echo 'make test        every test, with real kernels and NATs (root)'
-	@echo 'make check       format, lints, documentation, fast tests, licences (no root)'
+	@echo 'make check       format, lints, documentation, fast tests, fuzz targets compile, licences (no root)'
 	@echo 'make bench       one TCP stream through the overlay against the bare wire and wireguard-go (root)'
 	@echo 'make fuzz        every fuzz target for a minute'
 	@echo 'make lab-check   every NAT of the lab against STUN clients that others wrote (root, two minutes)'
@@ -39,6 +39,8 @@ test: root packages
 check: packages
 	$(BUILD) cargo fmt --all --check
 	$(BUILD) cargo clippy --workspace --all-targets --locked -- -D warnings
+	@tests/lab/install.sh c++ g++
+	$(BUILD) cargo check --quiet --locked --manifest-path fuzz/Cargo.toml
 	RUSTDOCFLAGS='-D warnings' $(BUILD) cargo doc --workspace --no-deps --locked --document-private-items
 	$(BUILD) cargo test --locked --lib --bins
 	@$(MAKE) --no-print-directory deny
