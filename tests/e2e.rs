@@ -482,7 +482,7 @@ fn a_member_that_is_killed_starts_clean_under_its_old_name_and_address() {
 #[test]
 fn a_revoked_member_is_cut_off_within_seconds() {
     lab::test(|lab| {
-        let world = World::ordinary(lab, &Link::Plain)?;
+        let mut world = World::ordinary(lab, &Link::Plain)?;
         world.meet()?;
         world.alice.wait_direct("bob", PATIENCE)?;
         let bob = world.bob.address()?.to_string();
@@ -495,6 +495,9 @@ fn a_revoked_member_is_cut_off_within_seconds() {
         })?;
         say(&format!("a revoked member was cut off after {:.1?}", start.elapsed()));
         ensure!(!world.alice.pings(&bob)?, "a revoked member came back");
+        // It ends with a code that says: starting me again is of no use.
+        let status = world.bob.process.wait(PATIENCE)?;
+        ensure!(status.code() == Some(4), "{status}");
         Ok(())
     });
 }

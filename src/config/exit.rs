@@ -16,7 +16,7 @@ pub enum Exit {
     NotDirect,
     /// The configuration is invalid.
     Config,
-    /// Needs root, a capability, or membership in a group.
+    /// Needs root, a capability, membership in a group, or a certificate that was not revoked.
     Permission,
     /// Nobody answered in time.
     Timeout,

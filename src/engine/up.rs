@@ -302,7 +302,7 @@ impl Running<'_> {
                 }
             }
             Notice::Directory(names) => self.write_hosts(&names),
-            Notice::Expelled(why) => return Err(Failure::new(Exit::Failed, why).into()),
+            Notice::Expelled(why) => return Err(Failure::new(Exit::Permission, why).into()),
         }
         Ok(())
     }
