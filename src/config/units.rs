@@ -73,15 +73,6 @@ pub fn parse_endpoint(text: &str, default_port: u16) -> Result<BrokerAddr, Strin
     Ok(BrokerAddr::Host(host.to_ascii_lowercase(), port))
 }
 
-/// An endpoint as text that [`parse_endpoint`] reads back.
-#[must_use]
-pub fn endpoint_text(endpoint: &BrokerAddr) -> String {
-    match endpoint {
-        BrokerAddr::Addr(addr) => addr.to_string(),
-        BrokerAddr::Host(host, port) => format!("{host}:{port}"),
-    }
-}
-
 /// RFC 1123 2.1, and not something that only looks like an IPv4 address.
 fn is_host_name(host: &str) -> bool {
     let label = |label: &str| {

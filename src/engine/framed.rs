@@ -27,11 +27,6 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { inner, buffer: Vec::new(), cap }
     }
 
-    /// Allows messages of at most `cap` bytes from now on.
-    pub fn set_cap(&mut self, cap: usize) {
-        self.cap = cap;
-    }
-
     /// The next message; `None` at a clean end. May be dropped and called again: nothing is lost.
     ///
     /// # Errors

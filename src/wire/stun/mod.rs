@@ -251,18 +251,6 @@ impl Message {
         self.find(|a| if let Attribute::Timestamp(micros) = a { Some(*micros) } else { None })
     }
 
-    /// The RELAY-TOKEN in it.
-    #[must_use]
-    pub fn relay_token(&self) -> Option<&[u8]> {
-        self.find(|a| if let Attribute::RelayToken(token) = a { Some(token.as_slice()) } else { None })
-    }
-
-    /// The RELAY-CHANNEL in it.
-    #[must_use]
-    pub fn relay_channel(&self) -> Option<u16> {
-        self.find(|a| if let Attribute::RelayChannel(number) = a { Some(*number) } else { None })
-    }
-
     /// The error code and text in it.
     #[must_use]
     pub fn error(&self) -> Option<(u16, &str)> {
