@@ -50,10 +50,24 @@ pub enum PortAssignment {
     Random,
 }
 
-/// How one transport is treated.
+/// What somebody outside gets for a packet that no mapping takes in (for TCP: a SYN; Gaballo's thesis 3.2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Reaction {
+    /// Not measured.
+    #[default]
+    Unknown,
+    /// Silence.
+    Drop,
+    /// A RST (TCP only).
+    Reset,
+    /// An ICMP error.
+    Unreachable,
+}
+
+/// How one transport is treated. An `Option` that is `None` was not measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Behavior {
-    /// Whether it gets out at all; `None` if not measured.
+    /// Whether it gets out at all.
     pub passes: Option<bool>,
     /// Mapping.
     pub mapping: Mapping,
@@ -61,6 +75,27 @@ pub struct Behavior {
     pub filtering: Filtering,
     /// Port assignment.
     pub ports: PortAssignment,
+    /// What a stranger gets.
+    pub reaction: Reaction,
+    /// Whether inside hosts reach each other by outer endpoints (RFC 4787 6).
+    pub hairpin: Option<bool>,
+    /// Whether all mappings of one inside host have the same outer address (RFC 4787 4.1, "paired").
+    pub paired: Option<bool>,
+    /// How long an idle mapping is known to live, seconds; for TCP of an established connection.
+    pub lifetime: Option<u16>,
+}
+
+/// What a NAT does with single segments of TCP. `None` was not measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Segments {
+    /// Whether a mapping in SYN_SENT outlives a RST from outside.
+    pub survives_reset: Option<bool>,
+    /// Whether a mapping in SYN_SENT outlives an ICMP error from outside.
+    pub survives_icmp: Option<bool>,
+    /// Whether a SYN-ACK may leave where a SYN has left (Gaballo's thesis, NATBlaster's case).
+    pub synack_out: Option<bool>,
+    /// Whether sequence numbers are the same on both sides.
+    pub sequence_kept: Option<bool>,
 }
 
 /// What a member knows about the NATs before it; travels in offers.
@@ -70,6 +105,11 @@ pub struct Profile {
     pub udp: Behavior,
     /// TCP.
     pub tcp: Behavior,
+    /// More about TCP.
+    pub segments: Segments,
+    /// Routers on the way up to and with the member's own outermost NAT: the TTL of a packet that is to open the NAT and
+    /// die behind it is one more.
+    pub hops: Option<u8>,
 }
 
 /// What two answers to the same local port say about the mapping (RFC 5780 4.3): `first` and `second` are the mapped

@@ -4,16 +4,21 @@
 //! address     | 4, u8 | IPv4, 4 bytes  |               | 6, u8 | IPv6, 16 bytes |
 //! endpoint    | address                | port, u16 |
 //! candidate   | transport, u8 | kind, u8 | endpoint              |
-//! behavior    | passes, u8 | mapping, u8 | filtering, u8 | ports, u8 | delta, i16 |
-//! profile     | behavior of UDP, 6 bytes | behavior of TCP, 6 bytes |
+//! behavior    | passes, u8 | mapping, u8 | filtering, u8 | ports, u8 | delta, i16 | reaction, u8 |
+//!             | hairpin, u8 | paired, u8 | lifetime in s, u16 |
+//! segments    | survives RST, u8 | survives ICMP, u8 | SYN-ACK out, u8 | sequence kept, u8 |
+//! profile     | version 1, u8 | behavior of UDP, 11 bytes | behavior of TCP, 11 bytes | segments | hops, u8 |
 //!
 //! transport   0 UDP   1 TCP
 //! kind        0 host  1 forwarded  2 configured  3 inner  4 mapped
-//! passes      0 unknown  1 yes  2 no
+//! yes or no   0 unknown  1 yes  2 no      lifetime, hops: 0 unknown
 //! mapping     0 unknown  1 none  2 endpoint-independent  3 address-  4 address-and-port-  5 session-dependent
 //! filtering   0 unknown  1 open  2 endpoint-independent  3 address-  4 address-and-port-dependent  5 inbound never
 //! ports       0 unknown  1 preserved  2 delta (then `delta` says how much)  3 random
+//! reaction    0 unknown  1 drop  2 reset  3 ICMP unreachable
 //! ```
+//!
+//! Later versions of a profile begin like version 1 and go on behind it: what a reader does not know it leaves unread.
 //!
 //! IPv4-mapped IPv6 addresses are written and read as IPv4. A number that this program does not know means "unknown" in
 //! a profile, and makes a candidate one that it cannot try.
@@ -32,6 +37,8 @@ use crate::nat::behavior::Filtering;
 use crate::nat::behavior::Mapping;
 use crate::nat::behavior::PortAssignment;
 use crate::nat::behavior::Profile;
+use crate::nat::behavior::Reaction;
+use crate::nat::behavior::Segments;
 use crate::nat::candidate::Candidate;
 use crate::nat::candidate::Kind;
 use crate::nat::candidate::Transport;
@@ -40,6 +47,8 @@ use crate::nat::candidate::Transport;
 const FAMILY_V4: u8 = 4;
 /// The family byte of an IPv6 address.
 const FAMILY_V6: u8 = 6;
+/// The first byte of a profile.
+const PROFILE_VERSION: u8 = 1;
 
 /// Writes an address without a port.
 pub fn put_ip(writer: &mut Writer, ip: IpAddr) {
@@ -117,24 +126,51 @@ pub fn take_candidate(reader: &mut Reader<'_>) -> Result<Candidate, WireError> {
 
 /// Writes a profile.
 pub fn put_profile(writer: &mut Writer, profile: &Profile) {
+    writer.u8(PROFILE_VERSION);
     put_behavior(writer, &profile.udp);
     put_behavior(writer, &profile.tcp);
+    let Segments { survives_reset, survives_icmp, synack_out, sequence_kept } = profile.segments;
+    writer.u8(known(survives_reset)).u8(known(survives_icmp)).u8(known(synack_out)).u8(known(sequence_kept));
+    writer.u8(profile.hops.unwrap_or(0));
 }
 
-/// Reads a profile.
+/// Reads a profile to its end.
 ///
 /// # Errors
-/// [`WireError::Truncated`].
+/// [`WireError::Truncated`]; [`WireError::Invalid`] for version 0.
 pub fn take_profile(reader: &mut Reader<'_>) -> Result<Profile, WireError> {
-    Ok(Profile { udp: take_behavior(reader)?, tcp: take_behavior(reader)? })
+    if reader.u8()? < PROFILE_VERSION {
+        return Err(WireError::Invalid);
+    }
+    let (udp, tcp) = (take_behavior(reader)?, take_behavior(reader)?);
+    let segments = Segments {
+        survives_reset: answer(reader.u8()?),
+        survives_icmp: answer(reader.u8()?),
+        synack_out: answer(reader.u8()?),
+        sequence_kept: answer(reader.u8()?),
+    };
+    let hops = Some(reader.u8()?).filter(|hops| *hops > 0);
+    let _ = reader.rest();
+    Ok(Profile { udp, tcp, segments, hops })
 }
 
-fn put_behavior(writer: &mut Writer, behavior: &Behavior) {
-    let passes = match behavior.passes {
+const fn known(answer: Option<bool>) -> u8 {
+    match answer {
         None => 0,
         Some(true) => 1,
         Some(false) => 2,
-    };
+    }
+}
+
+const fn answer(byte: u8) -> Option<bool> {
+    match byte {
+        1 => Some(true),
+        2 => Some(false),
+        _ => None,
+    }
+}
+
+fn put_behavior(writer: &mut Writer, behavior: &Behavior) {
     let mapping = match behavior.mapping {
         Mapping::Unknown => 0,
         Mapping::None => 1,
@@ -157,15 +193,19 @@ fn put_behavior(writer: &mut Writer, behavior: &Behavior) {
         PortAssignment::Delta(step) => (2, step),
         PortAssignment::Random => (3, 0),
     };
-    writer.u8(passes).u8(mapping).u8(filtering).u8(ports).put(&delta.to_be_bytes());
+    let reaction = match behavior.reaction {
+        Reaction::Unknown => 0,
+        Reaction::Drop => 1,
+        Reaction::Reset => 2,
+        Reaction::Unreachable => 3,
+    };
+    writer.u8(known(behavior.passes)).u8(mapping).u8(filtering).u8(ports).put(&delta.to_be_bytes());
+    writer.u8(reaction).u8(known(behavior.hairpin)).u8(known(behavior.paired));
+    writer.u16(behavior.lifetime.unwrap_or(0));
 }
 
 fn take_behavior(reader: &mut Reader<'_>) -> Result<Behavior, WireError> {
-    let passes = match reader.u8()? {
-        1 => Some(true),
-        2 => Some(false),
-        _ => None,
-    };
+    let passes = answer(reader.u8()?);
     let mapping = match reader.u8()? {
         1 => Mapping::None,
         2 => Mapping::EndpointIndependent,
@@ -190,7 +230,22 @@ fn take_behavior(reader: &mut Reader<'_>) -> Result<Behavior, WireError> {
         3 => PortAssignment::Random,
         _ => PortAssignment::Unknown,
     };
-    Ok(Behavior { passes, mapping, filtering, ports })
+    let reaction = match reader.u8()? {
+        1 => Reaction::Drop,
+        2 => Reaction::Reset,
+        3 => Reaction::Unreachable,
+        _ => Reaction::Unknown,
+    };
+    Ok(Behavior {
+        passes,
+        mapping,
+        filtering,
+        ports,
+        reaction,
+        hairpin: answer(reader.u8()?),
+        paired: answer(reader.u8()?),
+        lifetime: Some(reader.u16()?).filter(|seconds| *seconds > 0),
+    })
 }
 
 #[cfg(test)]
@@ -217,7 +272,18 @@ pub(super) mod arbitrary {
     }
 
     pub(crate) fn profile() -> impl Strategy<Value = Profile> {
-        (behavior(), behavior()).prop_map(|(udp, tcp)| Profile { udp, tcp })
+        let some = any::<Option<bool>>;
+        let segments = (some(), some(), some(), some()).prop_map(
+            |(survives_reset, survives_icmp, synack_out, sequence_kept)| Segments {
+                survives_reset,
+                survives_icmp,
+                synack_out,
+                sequence_kept,
+            },
+        );
+        let hops = proptest::option::of(1..=u8::MAX);
+        (behavior(), behavior(), segments, hops)
+            .prop_map(|(udp, tcp, segments, hops)| Profile { udp, tcp, segments, hops })
     }
 
     fn behavior() -> impl Strategy<Value = Behavior> {
@@ -243,8 +309,26 @@ pub(super) mod arbitrary {
             any::<i16>().prop_map(PortAssignment::Delta),
             Just(PortAssignment::Random)
         ];
-        (any::<Option<bool>>(), mapping, filtering, ports)
-            .prop_map(|(passes, mapping, filtering, ports)| Behavior { passes, mapping, filtering, ports })
+        let reaction = prop_oneof![
+            Just(Reaction::Unknown),
+            Just(Reaction::Drop),
+            Just(Reaction::Reset),
+            Just(Reaction::Unreachable)
+        ];
+        let some = any::<Option<bool>>;
+        let lifetime = proptest::option::of(1..=u16::MAX);
+        (some(), mapping, filtering, ports, reaction, some(), some(), lifetime).prop_map(
+            |(passes, mapping, filtering, ports, reaction, hairpin, paired, lifetime)| Behavior {
+                passes,
+                mapping,
+                filtering,
+                ports,
+                reaction,
+                hairpin,
+                paired,
+                lifetime,
+            },
+        )
     }
 }
 
@@ -279,7 +363,9 @@ mod tests {
 
     #[test]
     fn what_a_newer_program_measured_is_unknown_to_this_one() {
-        let bytes = [9, 9, 9, 9, 0, 7, 1, 2, 4, 2, 0xff, 0xfe];
+        let udp = [9, 9, 9, 9, 0, 7, 9, 9, 9, 0, 0];
+        let tcp = [1, 2, 4, 2, 0xff, 0xfe, 2, 1, 2, 0, 240];
+        let bytes = [&[7][..], &udp, &tcp, &[1, 2, 0, 9], &[0], b"and more"].concat();
         let profile = take_profile(&mut Reader::new(&bytes)).unwrap();
         assert_eq!(profile.udp, Behavior::default());
         assert_eq!(
@@ -289,7 +375,15 @@ mod tests {
                 mapping: Mapping::EndpointIndependent,
                 filtering: Filtering::AddressAndPortDependent,
                 ports: PortAssignment::Delta(-2),
+                reaction: Reaction::Reset,
+                hairpin: Some(true),
+                paired: Some(false),
+                lifetime: Some(240),
             }
+        );
+        assert_eq!(
+            profile.segments,
+            Segments { survives_reset: Some(true), survives_icmp: Some(false), ..Segments::default() }
         );
         assert_eq!(take_candidate(&mut Reader::new(&[2, 0, 4, 1, 2, 3, 4, 0, 1])), Err(WireError::Unknown));
     }

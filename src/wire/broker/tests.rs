@@ -11,6 +11,8 @@ use crate::nat::behavior::Behavior;
 use crate::nat::behavior::Filtering;
 use crate::nat::behavior::Mapping;
 use crate::nat::behavior::PortAssignment;
+use crate::nat::behavior::Reaction;
+use crate::nat::behavior::Segments;
 use crate::nat::candidate::Kind;
 use crate::nat::candidate::MAX_CANDIDATES;
 use crate::nat::candidate::Transport;
@@ -300,13 +302,20 @@ fn sample_profile() -> Profile {
             mapping: Mapping::EndpointIndependent,
             filtering: Filtering::AddressAndPortDependent,
             ports: PortAssignment::Preserved,
+            reaction: Reaction::Drop,
+            hairpin: Some(false),
+            paired: Some(true),
+            lifetime: Some(30),
         },
         tcp: Behavior {
             passes: None,
             mapping: Mapping::SessionDependent,
             filtering: Filtering::InboundNever,
             ports: PortAssignment::Delta(-2),
+            ..Behavior::default()
         },
+        segments: Segments { sequence_kept: Some(true), ..Segments::default() },
+        hops: Some(2),
     }
 }
 
@@ -335,7 +344,7 @@ fn golden_to() -> Vec<(ToBroker, &'static str)> {
                 revocations: 3,
                 watch: true,
             }),
-            "02 080005 302e312e30 090009 0004 04c0000201 1092 0a000c 010204010000 00050502fffe \
+            "02 080005 302e312e30 090009 0004 04c0000201 1092 0a001c 01 010204010000010201001e 00050502fffe0000000000 00000001 02 \
              0b0015 0102 0620010db8000000000000000000000001 17ad 0c0008 0000000000000003 0d0001 01",
         ),
         (
@@ -407,7 +416,7 @@ fn golden_from() -> Vec<(FromBroker, &'static str)> {
             }),
             "86 0f0010 000102030405060708090a0b0c0d0e0f 010004 00000006 \
              100010 050002 ce47 120008 00000000000f4240 \
-             090009 0004 04c0000201 1092 0a000c 010204010000 00050502fffe \
+             090009 0004 04c0000201 1092 0a001c 01 010204010000010201001e 00050502fffe0000000000 00000001 02 \
              130027 050001 ce 0b0009 0004 04c0000201 1092 140010 11111111111111111111111111111111 150001 70 \
              0e0004 01000000",
         ),
