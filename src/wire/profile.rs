@@ -282,8 +282,12 @@ pub(super) mod arbitrary {
             },
         );
         let hops = proptest::option::of(1..=u8::MAX);
-        (behavior(), behavior(), segments, hops)
-            .prop_map(|(udp, tcp, segments, hops)| Profile { udp, tcp, segments, hops })
+        (behavior(), behavior(), segments, hops).prop_map(|(udp, tcp, segments, hops)| Profile {
+            udp,
+            tcp,
+            segments,
+            hops,
+        })
     }
 
     fn behavior() -> impl Strategy<Value = Behavior> {
