@@ -151,8 +151,8 @@ pub struct Vantage {
 impl Vantage {
     /// Gives a public host what it needs: two more addresses, and a filter that notes and counts.
     pub fn new(host: &Host) -> Result<Self> {
-        let addresses = [host.v4, host.second_address(9)?];
-        let stranger = host.second_address(10)?;
+        let addresses = [host.v4, host.more_address(9)?];
+        let stranger = host.more_address(10)?;
         host.ns.nft(&format!(
             "table inet watch {{
   set dialled {{ type inet_service . ipv4_addr . inet_service; }}

@@ -23,6 +23,7 @@ use crate::product::Daemon;
 use crate::product::FOUNDING;
 use crate::product::Mesh;
 use crate::product::Product;
+use crate::product::stun_role;
 
 /// One-way delay of every access line.
 const DELAY: Duration = Duration::from_millis(20);
@@ -41,7 +42,7 @@ pub fn run(bin: &Path) -> Result<()> {
         "An internet on this machine: a server, and two sites, each behind its own NAT. Every line has 20 ms each way.",
     );
     let net = Internet::new(&lab)?;
-    let server = net.host("server", &link)?;
+    let server = net.server("server", &link)?;
     let home = net.site("home", Site::new(Nat::PortRestricted).lan(1), &link)?;
     let work = net.site("work", Site::new(Nat::PortRestricted).lan(2), &link)?;
     let (alice, bob) = (home.host("alice")?, work.host("bob")?);
@@ -55,7 +56,7 @@ pub fn run(bin: &Path) -> Result<()> {
     say(
         "The administrator creates a network on the server, which introduces the members and relays where it must.",
     );
-    let mesh = Mesh::found(&product, &server, "").context("creating the network")?;
+    let mesh = Mesh::found(&product, &server, &stun_role(&server)).context("creating the network")?;
     tell(&format!("server# ntcp-overlay {}", FOUNDING.join(" ")));
     quote(&mesh.founding);
     tell("server# ntcp-overlay serve --config overlay.toml");

@@ -50,6 +50,7 @@ pub use process::Process;
 pub use topology::Host;
 pub use topology::Internet;
 pub use topology::Router;
+pub use topology::Server;
 pub use topology::Site;
 pub use wire::Link;
 pub use wire::Profile;

@@ -32,6 +32,7 @@ use crate::nat::kinds::Kind;
 use crate::product::Daemon;
 use crate::product::Mesh;
 use crate::product::Product;
+use crate::product::stun_role;
 
 /// One way, on each site's line and the server's.
 const DELAY: Duration = Duration::from_millis(20);
@@ -220,13 +221,13 @@ impl Meeting {
     fn stage(&self, product: &Product, lab: &Lab) -> Result<Stage> {
         let net = Internet::new(lab)?;
         let link = Link::delayed(DELAY);
-        let server = net.host("server", &link)?;
+        let server = net.server("server", &link)?;
         let site = |name, kind: Kind, lan| {
             let site = Site::new(kind.nat).lan(lan);
             net.site(name, if self.udp { site } else { site.no_udp() }, &link)
         };
         let (a, b) = (site("home", self.a, 1)?.host("alice")?, site("work", self.b, 2)?.host("bob")?);
-        let mesh = Mesh::found(product, &server, "")?;
+        let mesh = Mesh::found(product, &server, &stun_role(&server))?;
         let (alice, bob) = (mesh.join(&a, &[])?, mesh.join(&b, &[])?);
         alice.wait_knows("bob", START)?;
         if self.udp {

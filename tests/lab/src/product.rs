@@ -19,6 +19,7 @@ use crate::ns::Namespace;
 use crate::process::Output;
 use crate::process::Process;
 use crate::topology::Host;
+use crate::topology::Server;
 
 /// How long a daemon may take until it answers commands.
 const START: Duration = Duration::from_secs(15);
@@ -273,8 +274,19 @@ fn text(value: &Value, key: &str) -> String {
     value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
+/// The ports of a STUN role, the primary one first: RFC 8489, 18.6.
+pub const STUN_PORTS: [u16; 2] = [3478, 3479];
+
 /// How the server's network is created.
 pub const FOUNDING: [&str; 8] = ["cert", "init", "--network", "lab", "--broker", "hub", "--relay", "ferry"];
+
+/// The configuration of a STUN role on two addresses with two ports each, as its full tests need it: RFC 5780, 7.2.
+pub fn stun_role(server: &Server) -> String {
+    let [first, second, _] = server.addresses;
+    let listen: Vec<String> =
+        [first, second].iter().flat_map(|ip| STUN_PORTS.map(|port| format!("\"{ip}:{port}\""))).collect();
+    format!("[stun]\nenabled = true\nlisten = [{}]\n", listen.join(", "))
+}
 
 /// A network provisioned as an administrator would: a public server that introduces and relays, members by invite.
 #[derive(Debug)]

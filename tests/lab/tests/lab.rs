@@ -1,8 +1,10 @@
 //! The lab tested with nothing but plain sockets, ping and iperf3: its NATs are what they claim, its wires delay.
 
+use std::collections::BTreeSet;
 use std::io::BufRead;
 use std::io::BufReader;
 use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
@@ -318,4 +320,24 @@ fn openssh_and_wireguard_go_run_between_two_machines() {
 fn spaces(id: &str) -> usize {
     let entries = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("ntl-{id}-"))).count()
+}
+
+#[test]
+fn a_server_answers_at_three_addresses_and_a_nat_sees_three_destinations() {
+    lab::test(|lab| {
+        let net = Internet::new(lab)?;
+        let server = net.server("server", &Link::Plain)?;
+        let nat = kinds::named("address-step1").context("no such NAT")?.nat;
+        let home = net.site("home", Site::new(nat), &Link::Plain)?;
+        let alice = home.host("alice")?;
+        let a = probe::socket(&alice.ns, (alice.v4, 4000).into())?;
+        let mut mapped = Vec::new();
+        for address in server.addresses {
+            mapped.push(probe::mapped(&a, &probe::socket(&server.ns, (address, 3478).into())?)?);
+        }
+        let ports: BTreeSet<u16> = mapped.iter().map(SocketAddr::port).collect();
+        ensure!(ports.len() == 3, "three addresses are not three destinations: {mapped:?}");
+        ensure!(mapped.iter().all(|at| at.ip() == IpAddr::V4(home.wan())), "{mapped:?}");
+        Ok(())
+    });
 }

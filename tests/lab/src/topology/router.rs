@@ -1,0 +1,178 @@
+//! A site's router: what hangs below it, what it does to packets, and what of that changes while it runs.
+
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+
+use anyhow::Result;
+use anyhow::bail;
+
+use super::Counter;
+use super::Host;
+use super::Site;
+use super::Uplink;
+use super::forwarding;
+use super::settle;
+use super::site::Lan;
+use crate::lab::Lab;
+use crate::nat;
+use crate::nat::Rules;
+use crate::nat::V6;
+use crate::ns::Namespace;
+use crate::wire;
+use crate::wire::Link;
+use crate::wire::Wire;
+
+/// A site's router.
+#[derive(Debug)]
+pub struct Router<'lab> {
+    lab: &'lab Lab,
+    ns: Namespace,
+    site: Site,
+    lan: Lan,
+    wan: Ipv4Addr,
+    uplink: Uplink,
+    inside: Counter,
+}
+
+impl<'lab> Router<'lab> {
+    pub(super) fn set_up(
+        lab: &'lab Lab,
+        ns: Namespace,
+        site: Site,
+        lan: Lan,
+        wan: Ipv4Addr,
+        uplink: Uplink,
+    ) -> Result<Self> {
+        forwarding(&ns)?;
+        // With an address of its own: a bridge without one takes the lowest of its ports', and with each new port
+        // perhaps another, so that neighbours would go on writing to the old one.
+        ns.ip(&format!(
+            "link add lan address 02:00:00:00:00:01 type bridge\nlink set lan up\naddr add {}/24 dev lan\n",
+            lan.v4(1)
+        ))?;
+        if site.rules.v6 != V6::None {
+            ns.ip(&format!("addr add {}/64 dev lan nodad\n", lan.v6(1)))?;
+        }
+        if site.rules.hairpin {
+            hairpin_loop(&ns, wan)?;
+        }
+        enforce(&ns, &site.rules, &nat::ruleset(&site.rules, wan))?;
+        let inside = Counter::default();
+        inside.next()?; // .1 is the router
+        Ok(Self { lab, ns, site, lan, wan, uplink, inside })
+    }
+
+    /// The router's namespace.
+    pub fn ns(&self) -> &Namespace {
+        &self.ns
+    }
+
+    /// Its outer IPv4 address.
+    pub fn wan(&self) -> Ipv4Addr {
+        self.wan
+    }
+
+    /// The wire of its uplink, if that is one.
+    pub fn wire(&self) -> Option<&Wire> {
+        self.uplink.wire.as_ref()
+    }
+
+    /// Sets the MTU of its uplink, at both ends.
+    pub fn set_uplink_mtu(&self, mtu: u16) -> Result<()> {
+        let (above, port) = &self.uplink.above;
+        above.ip(&format!("link set {port} mtu {mtu}\n"))?;
+        self.ns.ip(&format!("link set wan mtu {mtu}\n"))
+    }
+
+    /// A host inside, on a plain link.
+    pub fn host(&self, name: &str) -> Result<Host> {
+        let ns = self.lab.machine(name)?;
+        let (n, uplink) = self.plug(&ns, "eth0", &Link::Plain)?;
+        let v6 = (self.site.rules.v6 != V6::None).then(|| self.lan.v6(n));
+        if let Some(v6) = v6 {
+            ns.ip(&format!("addr add {v6}/64 dev eth0 nodad\nroute add default via {}\n", self.lan.v6(1)))?;
+        }
+        Ok(Host { ns, v4: self.lan.v4(n), v6, wire: uplink.wire })
+    }
+
+    /// A site below this one, which thereby becomes its carrier. IPv4 only.
+    pub fn site(&self, name: &str, site: Site, link: &Link) -> Result<Self> {
+        if !site.rules.nat.translates() || site.rules.v6 != V6::None {
+            bail!("a site below a carrier has to translate, and has no IPv6");
+        }
+        let ns = self.lab.router(name)?;
+        let (n, uplink) = self.plug(&ns, "wan", link)?;
+        let lan = Lan { v4: site.lan, v6: Ipv6Addr::UNSPECIFIED };
+        Self::set_up(self.lab, ns, site, lan, self.lan.v4(n), uplink)
+    }
+
+    /// Changes what the router does; what is established and still allowed goes on.
+    pub fn change(&mut self, rules: Rules) -> Result<()> {
+        if rules.hairpin != self.site.rules.hairpin
+            || (rules.v6 == V6::None) != (self.site.rules.v6 == V6::None)
+        {
+            bail!("hairpin and IPv6 are built in when the router is made");
+        }
+        // Declared first, so that removing them succeeds whether they exist or not.
+        let reset =
+            "table inet ntl {}\ntable ip ntl_nat {}\ndelete table inet ntl\ndelete table ip ntl_nat\n";
+        enforce(&self.ns, &rules, &format!("{reset}{}", nat::ruleset(&rules, self.wan)))?;
+        self.site.rules = rules;
+        Ok(())
+    }
+
+    /// What the router does now.
+    pub fn rules(&self) -> Rules {
+        self.site.rules
+    }
+
+    /// Drops all UDP between the inside and these addresses, also what is established.
+    pub fn block_udp(&self, with: &[IpAddr]) -> Result<()> {
+        self.unblock()?;
+        self.ns.nft(&nat::block_udp(with))
+    }
+
+    /// Takes back [`Self::block_udp`].
+    pub fn unblock(&self) -> Result<()> {
+        self.ns.nft("table inet ntl_block {}\ndelete table inet ntl_block\n")
+    }
+
+    /// Connects a namespace to the bridge inside and gives it an address; returns its number and link.
+    fn plug(&self, ns: &Namespace, name: &str, link: &Link) -> Result<(u8, Uplink)> {
+        let n = self.inside.next()?;
+        let port = format!("lan{n}");
+        let wire = wire::join((&self.ns, &port), (ns, name), link)?;
+        self.ns.ip(&format!("link set lan{n} master lan up\n"))?;
+        ns.ip(&format!(
+            "link set {name} up\naddr add {}/24 dev {name}\nroute add default via {}\n",
+            self.lan.v4(n),
+            self.lan.v4(1)
+        ))?;
+        settle(ns, self.lan.v4(1))?;
+        Ok((n, Uplink { wire, above: (self.ns.clone(), port) }))
+    }
+}
+
+/// Loads a router's rules, then sets the kernel parameters, which exist once conntrack is in use.
+fn enforce(ns: &Namespace, rules: &Rules, script: &str) -> Result<()> {
+    ns.nft(script)?;
+    rules.sysctls().iter().try_for_each(|(key, value)| ns.sysctl(key, value))
+}
+
+/// The veth loop that brings packets for the router's own outer address back in, translated.
+fn hairpin_loop(ns: &Namespace, wan: Ipv4Addr) -> Result<()> {
+    // Fixed hardware addresses, so that no ARP with the router's own address as its source is needed.
+    ns.ip(&format!(
+        "link add hp0 address 02:00:00:00:00:10 type veth peer name hp1 address 02:00:00:00:00:11\n\
+         link set hp0 up\n\
+         link set hp1 up\n\
+         route add {wan}/32 dev hp0 table 77\n\
+         neigh add {wan} lladdr 02:00:00:00:00:11 dev hp0 nud permanent\n\
+         rule add pref 10 iif lan to {wan} lookup 77\n\
+         rule add pref 100 lookup local\n\
+         rule del pref 0\n"
+    ))?;
+    // A packet with the router's own address as its source is what this loop is for.
+    ns.sysctl("net/ipv4/conf/hp1/accept_local", "1")
+}
