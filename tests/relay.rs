@@ -16,6 +16,7 @@ use ntcp_overlay::base::id::SocketId;
 use ntcp_overlay::base::id::StreamId;
 use ntcp_overlay::base::time::Now;
 use ntcp_overlay::base::time::UnixTime;
+use ntcp_overlay::base::transmit::Dial;
 use ntcp_overlay::base::transmit::Outbox;
 use ntcp_overlay::base::transmit::StreamEvent;
 use ntcp_overlay::base::transmit::Via;
@@ -399,7 +400,7 @@ impl Member {
                     self.next_stream += 1;
                     let id = StreamId(self.next_stream);
                     self.side.on_stream_named(id);
-                    self.doors.connect(id, to);
+                    self.doors.connect(id, Dial::plain(to));
                 }
                 Order::Close(id) => self.doors.close(id),
             }
@@ -420,8 +421,8 @@ impl Member {
             doors::Event::Stream { id, event: StreamEvent::Opened } => {
                 events.extend(side.handle_stream(id, StreamNews::Opened, now));
             }
-            doors::Event::Stream { id, event: StreamEvent::Closed(why) } => {
-                events.extend(side.handle_stream(id, StreamNews::Closed(why), now));
+            doors::Event::Stream { id, event: StreamEvent::Closed(gone) } => {
+                events.extend(side.handle_stream(id, StreamNews::Closed(gone.text), now));
             }
             doors::Event::Accepted { .. } | doors::Event::Device | doors::Event::Woken => {}
         };

@@ -7,6 +7,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
+use crate::base::id::PortId;
 use crate::base::id::SocketId;
 use crate::base::id::StreamId;
 
@@ -37,8 +38,95 @@ pub enum StreamEvent<'a> {
     Opened,
     /// One whole frame, without its header.
     Frame(&'a mut [u8]),
-    /// Gone, or never came up; in words.
-    Closed(String),
+    /// Gone, or never came up.
+    Closed(Gone),
+}
+
+/// Why a stream is gone, for programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// A RST came, or an ICMP error that says the same.
+    Refused,
+    /// An ICMP error came, or there is no route.
+    Unreachable,
+    /// The local endpoint has a connection to there already: perhaps it was accepted (EADDRNOTAVAIL).
+    Taken,
+    /// No answer in time.
+    Silent,
+    /// It was open, and is not any more.
+    Lost,
+}
+
+/// A stream is gone, or never came up.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Gone {
+    /// For programs.
+    pub why: Why,
+    /// For people.
+    pub text: String,
+}
+
+impl Gone {
+    /// A reason and its words.
+    #[must_use]
+    pub fn new(why: Why, text: impl Into<String>) -> Self {
+        Self { why, text: text.into() }
+    }
+}
+
+/// How the messages of a stream are told apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Framing {
+    /// By `wire::frame`.
+    Frames,
+    /// By their own lengths: STUN over TCP (RFC 8489 6.2.2).
+    Stun,
+}
+
+/// How to open a stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Dial {
+    /// Where to.
+    pub to: SocketAddr,
+    /// From a bound port; otherwise the system chooses one.
+    pub from: Option<PortId>,
+    /// Time to live of the first SYN; otherwise the system's. With one, ICMP errors about packets that died on the way do
+    /// not end the attempt.
+    pub ttl: Option<u8>,
+    /// What will be spoken.
+    pub framing: Framing,
+}
+
+impl Dial {
+    /// A plain connection that carries frames.
+    #[must_use]
+    pub const fn plain(to: SocketAddr) -> Self {
+        Self { to, from: None, ttl: None, framing: Framing::Frames }
+    }
+}
+
+/// Work on streams.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StreamOrder {
+    /// Open one under this number, chosen by whoever orders and never used again. A [`StreamEvent`] follows.
+    Open(StreamId, Dial),
+    /// Close one; no event follows.
+    Close(StreamId),
+    /// The system's time to live from now on, for one that was opened with another.
+    RaiseTtl(StreamId),
+    /// Take a free port and listen on it, for IPv4 and, if it can be had, for IPv6. What was got is told at once.
+    Bind(PortId),
+    /// Give a port back. Streams that were dialled from it or accepted at it live on.
+    Unbind(PortId),
+}
+
+/// What binding a port gave; a family that the machine does not have has none.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Bound {
+    /// The port for IPv4.
+    pub v4: Option<u16>,
+    /// The port for IPv6.
+    pub v6: Option<u16>,
 }
 
 /// One message in an [`Outbox`].

@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use crate::base::id::SocketId;
 use crate::base::id::StreamId;
+use crate::base::transmit::StreamOrder;
 use crate::device::Tun;
 use crate::engine::clock;
 use crate::identity::revocation::RevocationList;
@@ -246,7 +247,10 @@ impl Loop {
             }
             Event::Device => readable = true,
             Event::Woken => woken = true,
-            Event::Accepted { .. } => {}
+            Event::Accepted { id, from, port, .. } => {
+                streams.insert(id, from);
+                node.handle_accepted(id, port, from, clock::now(), out);
+            }
         };
         self.doors.wait(now, Some(timeout), &mut on).context("waiting for the sockets")?;
         Ok((woken, readable))
@@ -292,14 +296,8 @@ impl Loop {
     fn flush(&mut self) {
         while let Some(order) = self.out.orders.pop_front() {
             let news = match order {
-                Order::Open { id, to } => {
-                    self.streams.insert(id, to);
-                    self.doors.connect(id, to);
-                    continue;
-                }
-                Order::Close(id) => {
-                    self.streams.remove(&id);
-                    self.doors.close(id);
+                Order::Stream(order) => {
+                    self.work_on_streams(order);
                     continue;
                 }
                 Order::Broker(message) => News::ToBroker(Box::new(message)),
@@ -318,6 +316,25 @@ impl Loop {
         }
         while let Some(notice) = self.out.notices.pop_front() {
             let _ = self.news.send(News::Notice(notice));
+        }
+    }
+
+    fn work_on_streams(&mut self, order: StreamOrder) {
+        match order {
+            StreamOrder::Open(id, dial) => {
+                self.streams.insert(id, dial.to);
+                self.doors.connect(id, dial);
+            }
+            StreamOrder::Close(id) => {
+                self.streams.remove(&id);
+                self.doors.close(id);
+            }
+            StreamOrder::RaiseTtl(id) => self.doors.raise_ttl(id),
+            StreamOrder::Bind(port) => {
+                let bound = self.doors.bind_port(port);
+                self.node.handle_bound(port, bound, clock::now(), &mut self.out);
+            }
+            StreamOrder::Unbind(port) => self.doors.unbind_port(port),
         }
     }
 }

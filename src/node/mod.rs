@@ -35,11 +35,13 @@ use ipnetwork::IpNetwork;
 
 use crate::base::addr;
 use crate::base::addr::OverlayAddrs;
+use crate::base::id::PortId;
 use crate::base::id::RequestId;
 use crate::base::id::StreamId;
 use crate::base::rng::Rng;
 use crate::base::rng::Seed;
 use crate::base::time::Now;
+use crate::base::transmit::Bound;
 use crate::base::transmit::StreamEvent;
 use crate::base::transmit::Via;
 use crate::identity::certificate::Certificate;
@@ -71,7 +73,6 @@ use crate::node::routes::Routes;
 use crate::node::status::Counters;
 use crate::path::Ctx;
 use crate::path::Path;
-use crate::path::StreamOrder;
 use crate::punch::plan;
 use crate::tunnel::gate::SourceGate;
 use crate::tunnel::session::HANDSHAKE_LEN;
@@ -255,12 +256,30 @@ impl Node {
         let news = match event {
             StreamEvent::Frame(bytes) => return self.handle_message(Via::Stream(id), from, bytes, now, out),
             StreamEvent::Opened => Ok(()),
-            StreamEvent::Closed(why) => Err(why),
+            StreamEvent::Closed(gone) => Err(gone),
         };
         let owner = self.peers.iter().find(|(_, peer)| peer.owns_stream(id)).map(|(id, _)| id);
         let Some(owner) = owner else { return };
         self.with_path(owner, now, out, |path, ctx| path.handle_stream(id, news, ctx));
         self.pump(owner, now, out);
+    }
+
+    /// A stream came in at a port of ours: the one of an attempt, or the listener that is always open. Nobody answers it
+    /// before an authentic check came by it.
+    pub fn handle_accepted(
+        &mut self,
+        id: StreamId,
+        port: Option<PortId>,
+        from: SocketAddr,
+        now: Now,
+        out: &mut Output,
+    ) {
+        let _ = (id, port, from, now, out);
+    }
+
+    /// What an order to bind a port gave.
+    pub fn handle_bound(&mut self, port: PortId, bound: Bound, now: Now, out: &mut Output) {
+        let _ = (port, bound, now, out);
     }
 
     /// An operator asks.
@@ -417,10 +436,7 @@ impl Node {
         let Some(peer) = self.peers.get_mut(id) else { return };
         let wants = peer.path_mut().is_some_and(|path| {
             while let Some(order) = path.poll_order() {
-                out.orders.push_back(match order {
-                    StreamOrder::Open(id, to) => Order::Open { id, to },
-                    StreamOrder::Close(id) => Order::Close(id),
-                });
+                out.orders.push_back(Order::Stream(order));
             }
             path.wants_introduction(now.instant)
         });
@@ -569,8 +585,8 @@ impl Peer {
     fn close(&mut self, now: Instant, out: &mut Output) {
         if let Some(path) = self.path_mut() {
             path.close(now);
-            while let Some(StreamOrder::Close(id)) = path.poll_order() {
-                out.orders.push_back(Order::Close(id));
+            while let Some(order) = path.poll_order() {
+                out.orders.push_back(Order::Stream(order));
             }
         }
     }

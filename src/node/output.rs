@@ -1,11 +1,10 @@
 //! Everything a node can give out: messages, packets, work for the engine, news.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 
-use crate::base::id::StreamId;
 use crate::base::transmit::Outbox;
 use crate::base::transmit::PacketBatch;
+use crate::base::transmit::StreamOrder;
 use crate::identity::names::MemberName;
 use crate::node::request::Pong;
 use crate::node::status::PathKind;
@@ -15,15 +14,8 @@ use crate::wire::broker::ToBroker;
 /// Work for the engine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Order {
-    /// Open a TCP stream; the engine answers with a [`crate::base::transmit::StreamEvent`].
-    Open {
-        /// Chosen by the node, never used again.
-        id: StreamId,
-        /// Where.
-        to: SocketAddr,
-    },
-    /// Close a stream; no event follows.
-    Close(StreamId),
+    /// Work on TCP streams.
+    Stream(StreamOrder),
     /// Send to the broker.
     Broker(ToBroker),
     /// What we say about ourselves changed: tell the broker now, and again whenever the link comes up.

@@ -27,6 +27,8 @@ use std::time::Instant;
 
 use crate::base::id::AttemptId;
 use crate::base::id::StreamId;
+use crate::base::transmit::Gone;
+use crate::base::transmit::StreamOrder;
 use crate::base::transmit::Via;
 use crate::identity::keys::WgPublic;
 use crate::path::effort::Effort;
@@ -48,7 +50,6 @@ pub use terms::Carrier;
 pub use terms::Ctx;
 pub use terms::Introduction;
 pub use terms::RelayGrant;
-pub use terms::StreamOrder;
 
 /// Introductions whose keys are believed even if no way uses them: both sides may ask at once, twice, and each may keep
 /// the other one's.
@@ -239,7 +240,7 @@ impl Path {
     }
 
     /// A stream that this path had ordered came up (`Ok`), or is gone or never came up (`Err`, in words).
-    pub fn handle_stream(&mut self, id: StreamId, news: Result<(), String>, ctx: &mut Ctx<'_>) {
+    pub fn handle_stream(&mut self, id: StreamId, news: Result<(), Gone>, ctx: &mut Ctx<'_>) {
         self.relays.handle_stream(id, news, ctx.now);
         self.drive(ctx);
     }

@@ -7,11 +7,13 @@ use std::time::Instant;
 
 use crate::base::id::StreamId;
 use crate::base::time::Now;
+use crate::base::transmit::Dial;
+use crate::base::transmit::Gone;
+use crate::base::transmit::StreamOrder;
 use crate::base::transmit::Via;
 use crate::identity::names::MemberName;
 use crate::path::Ctx;
 use crate::path::RelayGrant;
-use crate::path::StreamOrder;
 use crate::path::health::Duty;
 use crate::path::health::Health;
 use crate::path::leg::Leg;
@@ -93,7 +95,7 @@ impl Relays {
                         // The top half of the range is the doors' own, for accepted streams.
                         *ctx.next_stream = (*ctx.next_stream + 1) & 0x7fff_ffff;
                         session.side.on_stream_named(id);
-                        StreamOrder::Open(id, to)
+                        StreamOrder::Open(id, Dial::plain(to))
                     }
                     client::Order::Close(id) => StreamOrder::Close(id),
                 });
@@ -134,8 +136,9 @@ impl Relays {
     }
 
     /// What became of a stream of ours.
-    pub(super) fn handle_stream(&mut self, id: StreamId, news: Result<(), String>, now: Now) {
-        let news = news.map_or_else(client::StreamNews::Closed, |()| client::StreamNews::Opened);
+    pub(super) fn handle_stream(&mut self, id: StreamId, news: Result<(), Gone>, now: Now) {
+        let news = news
+            .map_or_else(|gone| client::StreamNews::Closed(gone.text), |()| client::StreamNews::Opened);
         let Some(session) = self.sessions.iter_mut().find(|s| s.side.owns_stream(id)) else { return };
         if let Some(client::Event::Lost(why)) = session.side.handle_stream(id, news, now) {
             self.trouble = Some(why.to_string());

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use crate::base::id::AttemptId;
-use crate::base::id::StreamId;
 use crate::base::rng::Rng;
 use crate::base::time::Now;
 use crate::base::transmit::Outbox;
@@ -29,15 +28,6 @@ pub struct Ctx<'a> {
     pub local: &'a plan::Local,
     /// Number of the next stream.
     pub next_stream: &'a mut u32,
-}
-
-/// Work on streams that a path asks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum StreamOrder {
-    /// Open one.
-    Open(StreamId, SocketAddr),
-    /// Close one.
-    Close(StreamId),
 }
 
 /// One offer of the broker, with everything in it verified.

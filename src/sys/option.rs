@@ -50,6 +50,34 @@ pub fn can_segment(socket: impl AsFd) -> bool {
     set(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok()
 }
 
+/// Sets the time to live (IPv6: hop limit) of everything that a socket sends from now on; `None` for the system's own.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_ttl(socket: impl AsFd, ipv4: bool, ttl: Option<u8>) -> io::Result<()> {
+    // -1 stands for the system's own (ip(7), RFC 3493 5.1).
+    let ttl = ttl.map_or(-1, libc::c_int::from);
+    if ipv4 {
+        set(&socket, libc::IPPROTO_IP, libc::IP_TTL, ttl)
+    } else {
+        set(&socket, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, ttl)
+    }
+}
+
+/// Makes a TCP socket deaf to ICMP errors about packets that died on their way: a router quotes them with a time to live
+/// of 1 or 0, and the kernel drops errors whose quoted packet has less than this minimum (`IP_MINTTL`, RFC 5082's
+/// `IPV6_MINHOPCOUNT`). Without it the first such error ends connect(2). Needs no privilege.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn ignore_dead_on_the_way(socket: impl AsFd, ipv4: bool) -> io::Result<()> {
+    if ipv4 {
+        set(&socket, libc::IPPROTO_IP, libc::IP_MINTTL, 2)
+    } else {
+        set(&socket, libc::IPPROTO_IPV6, libc::IPV6_MINHOPCOUNT, 2)
+    }
+}
+
 /// Leaves UDP checksums out (`SO_NO_CHECK`): the kernel does not segment such datagrams.
 #[cfg(test)]
 pub(crate) fn skip_checksums(socket: impl AsFd) -> io::Result<()> {

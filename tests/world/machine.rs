@@ -12,8 +12,11 @@ use ntcp_overlay::base::id::StreamId;
 use ntcp_overlay::base::rng::Seed;
 use ntcp_overlay::base::time::Now;
 use ntcp_overlay::base::time::UnixTime;
+use ntcp_overlay::base::transmit::Gone;
 use ntcp_overlay::base::transmit::StreamEvent;
+use ntcp_overlay::base::transmit::StreamOrder;
 use ntcp_overlay::base::transmit::Via;
+use ntcp_overlay::base::transmit::Why;
 use ntcp_overlay::identity::authority::Authority;
 use ntcp_overlay::identity::authority::MEMBER_LIFETIME;
 use ntcp_overlay::identity::authority::validity;
@@ -171,7 +174,7 @@ impl Machine {
 
     pub(crate) fn handle_closed(&mut self, id: StreamId, why: &str, now: Now) {
         let now = self.clock(now);
-        let event = StreamEvent::Closed(why.to_owned());
+        let event = StreamEvent::Closed(Gone::new(Why::Lost, why));
         self.with(|node, out| node.handle_stream(id, event, RELAY, now, out));
     }
 
@@ -224,8 +227,11 @@ impl Machine {
         self.out.outbox.clear();
         while let Some(order) = self.out.orders.pop_front() {
             match order {
-                Order::Open { id, to } => sent.push(Sent::Open { id, to }),
-                Order::Close(id) => sent.push(Sent::Close(id)),
+                Order::Stream(StreamOrder::Open(id, dial)) => sent.push(Sent::Open { id, to: dial.to }),
+                Order::Stream(StreamOrder::Close(id)) => sent.push(Sent::Close(id)),
+                Order::Stream(
+                    StreamOrder::RaiseTtl(_) | StreamOrder::Bind(_) | StreamOrder::Unbind(_),
+                ) => {}
                 Order::Broker(message) => {
                     self.said.push(message.clone());
                     sent.push(Sent::Broker(message));

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::base::id::PortId;
 use crate::base::id::StreamId;
 use crate::base::transmit::StreamEvent;
 use crate::base::transmit::Via;
@@ -26,6 +27,8 @@ pub enum Event<'a> {
         from: SocketAddr,
         /// Near end.
         to: SocketAddr,
+        /// The port of an attempt at which it came in; `None` for a listener that is open for good.
+        port: Option<PortId>,
     },
     /// Something happened to a stream.
     Stream {

@@ -15,6 +15,7 @@
 mod deadlines;
 mod event;
 mod listener;
+mod port;
 mod stream;
 mod udp;
 
@@ -44,17 +45,24 @@ use self::listener::ACCEPT_TURN;
 pub use self::listener::ACCEPTED_MAX;
 use self::listener::Accept;
 use self::listener::Listeners;
-use self::stream::Gone;
+use self::port::Family;
+use self::port::Ports;
 use self::stream::Stream;
 use self::stream::Turn;
 use self::udp::TooBig;
 use self::udp::UdpDoor;
+use crate::base::addr::canonical;
+use crate::base::id::PortId;
 use crate::base::id::SocketId;
 use crate::base::id::StreamId;
+use crate::base::transmit::Bound;
+use crate::base::transmit::Dial;
+use crate::base::transmit::Gone;
 use crate::base::transmit::Outbox;
 use crate::base::transmit::STREAM_HEADROOM;
 use crate::base::transmit::StreamEvent;
 use crate::base::transmit::Via;
+use crate::base::transmit::Why;
 use crate::sys::batch::RecvBatch;
 use crate::sys::batch::SendBatch;
 use crate::wire::frame;
@@ -84,12 +92,13 @@ pub struct Doors {
     offload: bool,
     too_big: TooBig,
     listeners: Listeners,
+    ports: Ports,
     streams: BTreeMap<StreamId, Stream>,
     deadlines: Deadlines,
     /// Streams that hold whole frames already, for the next turn.
     unread: Vec<StreamId>,
     /// Streams that ended outside of a wait, for the next one to tell.
-    ended: Vec<(StreamId, String)>,
+    ended: Vec<(StreamId, Gone)>,
     counters: Counters,
 }
 
@@ -111,6 +120,7 @@ impl Doors {
             offload: true,
             too_big: TooBig::new(),
             listeners: Listeners::new(),
+            ports: Ports::default(),
             streams: BTreeMap::new(),
             deadlines: Deadlines::default(),
             unread: Vec::new(),
@@ -175,10 +185,34 @@ impl Doors {
         self.listeners.max = max;
     }
 
+    /// Takes a free port for `id` and listens on it, for IPv4 and, if it can be had, for IPv6. An older one of this id is
+    /// given back.
+    pub fn bind_port(&mut self, id: PortId) -> Bound {
+        self.ports.bind(&self.epoll, id)
+    }
+
+    /// Gives a port back; its streams live on.
+    pub fn unbind_port(&mut self, id: PortId) {
+        self.ports.unbind(id);
+    }
+
+    /// The system's time to live for a stream that was opened with another.
+    pub fn raise_ttl(&mut self, id: StreamId) {
+        let raised = self.streams.get(&id).map(Stream::raise_ttl);
+        debug_assert!(!matches!(raised, Some(Err(_))), "the time to live of a socket can always be set");
+    }
+
     /// Begins to open a stream; `Opened` or `Closed` follows. An older stream of this id is closed.
-    pub fn connect(&mut self, id: StreamId, to: SocketAddr) {
+    pub fn connect(&mut self, id: StreamId, dial: Dial) {
         self.close(id);
-        let begun = Stream::connect(to).and_then(|stream| {
+        let local = match dial.from.map(|port| self.ports.local(port, dial.to)) {
+            Some(None) => {
+                let text = "cannot connect: no local port of that address family";
+                return self.ended.push((id, Gone::new(Why::Unreachable, text)));
+            }
+            local => local.flatten(),
+        };
+        let begun = Stream::connect(dial, local).and_then(|stream| {
             epoll::add(&self.epoll, &stream, Door::Stream(id).data(), EventFlags::OUT)?;
             Ok(stream)
         });
@@ -187,7 +221,7 @@ impl Doors {
                 self.streams.insert(id, stream);
                 self.deadlines.start(id);
             }
-            Err(e) => self.ended.push((id, format!("cannot connect: {e}"))),
+            Err(e) => self.ended.push((id, stream::cannot_connect(&e))),
         }
     }
 
@@ -270,8 +304,8 @@ impl Doors {
         let unread = std::mem::take(&mut self.unread);
         // Whoever was told something wants to act on it before anybody sleeps.
         let told = !ended.is_empty() || !unread.is_empty();
-        for (id, why) in ended {
-            on(Event::Stream { id, event: StreamEvent::Closed(why) });
+        for (id, gone) in ended {
+            on(Event::Stream { id, event: StreamEvent::Closed(gone) });
         }
         for id in &unread {
             self.read_stream(*id, on);
@@ -302,6 +336,7 @@ impl Doors {
                     self.on_stream_ready(id, flags, &unread, on);
                 }
                 Some(Door::Listener(index)) => self.accept(index, on),
+                Some(Door::Port(id, family)) => self.accept_at(id, family, on),
                 Some(Door::Device) => on(Event::Device),
                 None => {}
             }
@@ -390,7 +425,7 @@ impl Doors {
             match self.listeners.accept(&self.epoll, index) {
                 // An error about one stream (it is gone already) is no reason to look away from the others.
                 Accept::Stream(socket) => {
-                    let _ = self.take_in(socket, on);
+                    let _ = self.take_in(socket, None, on);
                 }
                 Accept::OneTooMany => self.counters.accept_refused += 1,
                 Accept::Stillborn => {}
@@ -399,7 +434,23 @@ impl Doors {
         }
     }
 
-    fn take_in(&mut self, socket: Socket, on: &mut dyn FnMut(Event<'_>)) -> io::Result<()> {
+    fn accept_at(&mut self, id: PortId, family: Family, on: &mut dyn FnMut(Event<'_>)) {
+        for _ in 0..ACCEPT_TURN {
+            let Some(socket) = self.ports.accept(id, family) else { return };
+            if self.listeners.open_now >= self.listeners.max {
+                self.counters.accept_refused += 1;
+            } else {
+                let _ = self.take_in(socket, Some(id), on);
+            }
+        }
+    }
+
+    fn take_in(
+        &mut self,
+        socket: Socket,
+        port: Option<PortId>,
+        on: &mut dyn FnMut(Event<'_>),
+    ) -> io::Result<()> {
         let from = socket.peer_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let to = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let id = self.listeners.number(|id| self.streams.contains_key(&id));
@@ -409,20 +460,20 @@ impl Doors {
         self.deadlines.start(id);
         self.listeners.open_now += 1;
         self.counters.accepted += 1;
-        on(Event::Accepted { id, from, to });
+        on(Event::Accepted { id, from: canonical(from), to, port });
         Ok(())
     }
 
     /// Ends a stream; the wait will tell.
-    fn end_later(&mut self, id: StreamId, Gone(why): Gone) {
+    fn end_later(&mut self, id: StreamId, gone: Gone) {
         self.forget(id);
-        self.ended.push((id, why));
+        self.ended.push((id, gone));
     }
 
     /// Ends a stream and tells it.
-    fn end(&mut self, id: StreamId, Gone(why): Gone, on: &mut dyn FnMut(Event<'_>)) {
+    fn end(&mut self, id: StreamId, gone: Gone, on: &mut dyn FnMut(Event<'_>)) {
         self.forget(id);
-        on(Event::Stream { id, event: StreamEvent::Closed(why) });
+        on(Event::Stream { id, event: StreamEvent::Closed(gone) });
     }
 
     fn forget(&mut self, id: StreamId) {
@@ -474,6 +525,7 @@ enum Door {
     Udp(SocketId),
     Stream(StreamId),
     Listener(u32),
+    Port(PortId, Family),
 }
 
 impl Door {
@@ -484,6 +536,8 @@ impl Door {
             Self::Udp(SocketId(id)) => (2, u32::from(id)),
             Self::Stream(StreamId(id)) => (3, id),
             Self::Listener(index) => (4, index),
+            Self::Port(PortId(id), Family::V4) => (5, id),
+            Self::Port(PortId(id), Family::V6) => (6, id),
         };
         epoll::EventData::new_u64(kind << 32 | u64::from(number))
     }
@@ -496,6 +550,8 @@ impl Door {
             2 => Some(Self::Udp(SocketId(u16::try_from(number).ok()?))),
             3 => Some(Self::Stream(StreamId(number))),
             4 => Some(Self::Listener(number)),
+            5 => Some(Self::Port(PortId(number), Family::V4)),
+            6 => Some(Self::Port(PortId(number), Family::V6)),
             _ => None,
         }
     }

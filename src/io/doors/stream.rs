@@ -15,11 +15,18 @@ use socket2::TcpKeepalive;
 use socket2::Type;
 
 use super::Counters;
+use crate::base::transmit::Dial;
+use crate::base::transmit::Framing;
+use crate::base::transmit::Gone;
 use crate::base::transmit::Outbox;
 use crate::base::transmit::STREAM_HEADROOM;
 use crate::base::transmit::Transmit;
+use crate::base::transmit::Why;
+use crate::sys::option;
+use crate::wire::WireError;
 use crate::wire::frame;
 use crate::wire::frame::Front;
+use crate::wire::stun;
 
 /// How long a connect may take. Reason: two SYN retransmissions (1 s, 3 s) and a round trip.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -51,6 +58,7 @@ const INBOX_FULL: usize = frame::HEADER_LEN + frame::MAX_PAYLOAD;
 pub(super) struct Stream {
     socket: Socket,
     state: State,
+    framing: Framing,
     inbox: Inbox,
     /// Bytes for the far end that the kernel has not taken; begins in the middle of a frame perhaps.
     queue: VecDeque<u8>,
@@ -79,29 +87,38 @@ pub(super) enum Turn {
     More,
 }
 
-/// The stream is beyond use; in words.
-#[derive(Debug)]
-pub(super) struct Gone(pub(super) String);
-
 impl Stream {
-    /// Begins to connect.
-    pub(super) fn connect(to: SocketAddr) -> io::Result<Self> {
+    /// Begins to connect, from `local` if that is given: a port that is shared with others.
+    pub(super) fn connect(dial: Dial, local: Option<SocketAddr>) -> io::Result<Self> {
         let kind = Type::STREAM.nonblocking();
-        let socket = Socket::new(Domain::for_address(to), kind, Some(Protocol::TCP))?;
+        let socket = Socket::new(Domain::for_address(dial.to), kind, Some(Protocol::TCP))?;
         tune(&socket)?;
-        match socket.connect(&to.into()) {
+        if let Some(local) = local {
+            share(&socket, local)?;
+        }
+        if let Some(ttl) = dial.ttl {
+            set_ttl(&socket, dial.to, Some(ttl))?;
+            option::ignore_dead_on_the_way(socket.as_fd(), dial.to.is_ipv4())?;
+        }
+        match socket.connect(&dial.to.into()) {
             Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(e),
-            _ => Ok(Self::new(socket, State::Connecting)),
+            _ => Ok(Self::new(socket, State::Connecting, dial.framing)),
         }
     }
 
     /// Takes over a socket that a tuned, non-blocking listener accepted; it has inherited the options.
     pub(super) fn accepted(socket: Socket) -> Self {
-        Self::new(socket, State::Accepted)
+        Self::new(socket, State::Accepted, Framing::Frames)
     }
 
-    fn new(socket: Socket, state: State) -> Self {
-        Self { socket, state, inbox: Inbox::default(), queue: VecDeque::new(), frames: 0, marked: 0 }
+    fn new(socket: Socket, state: State, framing: Framing) -> Self {
+        Self { socket, state, framing, inbox: Inbox::default(), queue: VecDeque::new(), frames: 0, marked: 0 }
+    }
+
+    /// The system's time to live from now on.
+    pub(super) fn raise_ttl(&self) -> io::Result<()> {
+        let to = self.socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        set_ttl(&self.socket, to, None)
     }
 
     pub(super) fn is_connecting(&self) -> bool {
@@ -125,7 +142,7 @@ impl Stream {
                 self.state = State::Connected;
                 Ok(())
             }
-            Ok(Some(e)) | Err(e) => Err(Gone(format!("cannot connect: {e}"))),
+            Ok(Some(e)) | Err(e) => Err(cannot_connect(&e)),
         }
     }
 
@@ -143,15 +160,18 @@ impl Stream {
     pub(super) fn check_limit(&mut self, counters: &mut Counters) -> Result<(), Gone> {
         match self.state {
             State::Connecting => {
-                Err(Gone(format!("cannot connect: no answer within {} s", CONNECT_LIMIT.as_secs())))
+                let text = format!("cannot connect: no answer within {} s", CONNECT_LIMIT.as_secs());
+                Err(Gone::new(Why::Silent, text))
             }
             State::Accepted if self.frames == 0 => {
                 counters.silent_streams += 1;
-                Err(Gone(format!("sent no message within {} s", FIRST_FRAME_LIMIT.as_secs())))
+                let text = format!("sent no message within {} s", FIRST_FRAME_LIMIT.as_secs());
+                Err(Gone::new(Why::Lost, text))
             }
             State::Accepted | State::Connected if self.is_unfinished() && self.marked == self.frames => {
                 counters.silent_streams += 1;
-                Err(Gone(format!("left a message unfinished for {} s", UNFINISHED_LIMIT.as_secs())))
+                let text = format!("left a message unfinished for {} s", UNFINISHED_LIMIT.as_secs());
+                Err(Gone::new(Why::Lost, text))
             }
             State::Accepted | State::Connected => {
                 if self.marked == self.frames {
@@ -193,32 +213,32 @@ impl Stream {
     ) -> Result<Turn, Gone> {
         let (mut handed, mut drained) = (0, false);
         loop {
-            match frame::front(self.inbox.waiting()) {
+            match front(self.framing, self.inbox.waiting()) {
                 Ok(Front::Whole(_)) if handed == TURN => return Ok(Turn::More),
                 Ok(Front::Whole(len)) => {
                     self.frames += 1;
                     counters.frames_in += 1;
                     handed += 1;
-                    on_frame(self.inbox.take(frame::HEADER_LEN, len));
+                    on_frame(self.inbox.take(header(self.framing), len));
                 }
                 Ok(Front::Missing(_)) if drained => return Ok(Turn::Drained),
                 Ok(Front::Missing(_)) => {
                     let room = self.inbox.room();
                     let size = room.len();
                     match self.socket.read(room) {
-                        Ok(0) => return Err(Gone("closed by the far end".to_owned())),
+                        Ok(0) => return Err(Gone::new(Why::Lost, "closed by the far end")),
                         Ok(got) => {
                             self.inbox.filled(got);
                             drained = got < size;
                         }
                         Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                         Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Turn::Drained),
-                        Err(e) => return Err(Gone(format!("lost: {e}"))),
+                        Err(e) => return Err(Gone::new(Why::Lost, format!("lost: {e}"))),
                     }
                 }
                 Err(e) => {
                     counters.bad_frames += 1;
-                    return Err(Gone(format!("sent what is no message: {e}")));
+                    return Err(Gone::new(Why::Lost, format!("sent what is no message: {e}")));
                 }
             }
         }
@@ -252,7 +272,9 @@ impl Stream {
         run: &'a [Transmit],
         counters: &mut Counters,
     ) -> Result<&'a [Transmit], Gone> {
-        let neighbours = 1 + run.windows(2).take_while(|pair| are_neighbours(pair)).count();
+        let framing = self.framing;
+        let framed = |message| extent(framing, message);
+        let neighbours = 1 + run.windows(2).take_while(|pair| are_neighbours(framing, pair)).count();
         let (now, later) = run.split_at(neighbours);
         let (Some(first), Some(last)) = (now.first(), now.last()) else { return Ok(later) };
         let bytes = outbox.bytes(framed(first).start..last.range.end);
@@ -275,7 +297,7 @@ impl Stream {
     }
 
     fn enqueue(&mut self, outbox: &Outbox, message: &Transmit, counters: &mut Counters) {
-        let bytes = outbox.bytes(framed(message));
+        let bytes = outbox.bytes(extent(self.framing, message));
         if self.queue.len() + bytes.len() > QUEUE_MAX {
             counters.stream_messages_dropped += 1;
         } else {
@@ -324,22 +346,66 @@ fn write(socket: &Socket, bytes: &[u8]) -> Result<usize, Gone> {
             Ok(written) => return Ok(written),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(0),
-            Err(e) => return Err(Gone(format!("lost: {e}"))),
+            Err(e) => return Err(Gone::new(Why::Lost, format!("lost: {e}"))),
         }
     }
 }
 
+/// Looks at the front of what has arrived; what a whole message counts does not include [`header`].
+fn front(framing: Framing, waiting: &[u8]) -> Result<Front, WireError> {
+    match framing {
+        Framing::Frames => frame::front(waiting),
+        Framing::Stun => stun::front(waiting),
+    }
+}
+
+/// Bytes before a message that belong to the framing alone.
+const fn header(framing: Framing) -> usize {
+    match framing {
+        Framing::Frames => frame::HEADER_LEN,
+        Framing::Stun => 0,
+    }
+}
+
 /// Where a message lies in the arena, with its header.
-fn framed(message: &Transmit) -> std::ops::Range<usize> {
-    message.range.start - STREAM_HEADROOM..message.range.end
+fn extent(framing: Framing, message: &Transmit) -> std::ops::Range<usize> {
+    let headroom = match framing {
+        Framing::Frames => STREAM_HEADROOM,
+        Framing::Stun => 0,
+    };
+    message.range.start - headroom..message.range.end
 }
 
 /// Whether the second of two messages begins where the first one ends, so that one write takes both.
-fn are_neighbours(pair: &[Transmit]) -> bool {
+fn are_neighbours(framing: Framing, pair: &[Transmit]) -> bool {
     match pair {
-        [a, b] => a.range.end == framed(b).start && b.range.len() <= frame::MAX_PAYLOAD,
+        [a, b] => a.range.end == extent(framing, b).start && b.range.len() <= frame::MAX_PAYLOAD,
         _ => false,
     }
+}
+
+/// Why an attempt to connect ended.
+pub(super) fn cannot_connect(error: &io::Error) -> Gone {
+    let why = match error.raw_os_error() {
+        Some(libc::ECONNREFUSED | libc::ECONNRESET) => Why::Refused,
+        Some(libc::EADDRNOTAVAIL) => Why::Taken,
+        Some(libc::ETIMEDOUT) => Why::Silent,
+        Some(_) | None => Why::Unreachable,
+    };
+    Gone::new(why, format!("cannot connect: {error}"))
+}
+
+/// Binds to a port that other sockets of this process have too (`SO_REUSEPORT` besides `SO_REUSEADDR`: one of them
+/// listens).
+pub(super) fn share(socket: &Socket, local: SocketAddr) -> io::Result<()> {
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&local.into())
+}
+
+/// Sets the time to live (hop limit) of what is sent; `None` for the system's own.
+fn set_ttl(socket: &Socket, to: SocketAddr, ttl: Option<u8>) -> io::Result<()> {
+    option::set_ttl(socket.as_fd(), to.is_ipv4(), ttl)
 }
 
 /// A receive buffer: bytes that wait lie in one piece, and grow only as bytes arrive.

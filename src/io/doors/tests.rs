@@ -12,6 +12,8 @@ use socket2::Type;
 
 use super::stream::QUEUE_MAX;
 use super::*;
+use crate::base::transmit::Framing;
+use crate::wire::stun;
 
 /// An event without its borrow.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,7 +55,7 @@ impl Desk {
                 Event::Accepted { id, .. } => Seen::Accepted(id),
                 Event::Stream { id, event: StreamEvent::Opened } => Seen::Opened(id),
                 Event::Stream { id, event: StreamEvent::Frame(bytes) } => Seen::Frame(id, bytes.to_vec()),
-                Event::Stream { id, event: StreamEvent::Closed(why) } => Seen::Closed(id, why),
+                Event::Stream { id, event: StreamEvent::Closed(gone) } => Seen::Closed(id, gone.text),
                 Event::Device => Seen::Device,
                 Event::Woken => Seen::Woken,
             });
@@ -129,7 +131,7 @@ fn connected() -> (Desk, TcpStream, SocketAddr) {
     let listener = TcpListener::bind(LO4).unwrap();
     let to = listener.local_addr().unwrap();
     let mut desk = Desk::new();
-    desk.doors.connect(ID, to);
+    desk.doors.connect(ID, Dial::plain(to));
     desk.until_seen(&Seen::Opened(ID));
     let (far, _) = listener.accept().unwrap();
     (desk, far, to)
@@ -294,7 +296,7 @@ fn a_refused_datagram_is_counted_and_does_not_hold_up_its_neighbours() {
 fn frames_of_every_size_echo_through_two_doors() {
     let (mut a, mut b) = (Desk::new(), Desk::new());
     let to = b.doors.listen(lo(LO6)).unwrap();
-    a.doors.connect(ID, to);
+    a.doors.connect(ID, Dial::plain(to));
     // Said before the stream is open: it waits.
     let sizes = [1, 0, 1420, 65_536, frame::MAX_PAYLOAD, 3];
     for (n, size) in (1..).zip(sizes) {
@@ -386,7 +388,7 @@ fn a_stream_whose_far_end_does_not_read_is_still_read() {
     let listener = TcpListener::bind(LO4).unwrap();
     let to = listener.local_addr().unwrap();
     let mut desk = Desk::new();
-    desk.doors.connect(ID, to);
+    desk.doors.connect(ID, Dial::plain(to));
     // More than the far kernel takes, queued before the stream is open.
     for _ in 0..3 {
         desk.say(Via::Stream(ID), to, &[0; frame::MAX_PAYLOAD]);
@@ -519,12 +521,12 @@ fn above_the_cap_a_stream_is_closed_at_once_and_room_is_found_again() {
 fn a_refused_connect_says_so_in_words() {
     let nobody = TcpListener::bind(LO4).unwrap().local_addr().unwrap();
     let mut desk = Desk::new();
-    desk.doors.connect(ID, nobody);
+    desk.doors.connect(ID, Dial::plain(nobody));
     desk.until("closed", |desk| desk.closed().is_some());
     assert!(desk.closed().unwrap().contains("refused"), "{:?}", desk.seen);
     // A family that has no such address fails at once, and is told by the next wait all the same.
     desk.seen.clear();
-    desk.doors.connect(ID, lo("255.255.255.255:9"));
+    desk.doors.connect(ID, Dial::plain(lo("255.255.255.255:9")));
     desk.turn(Duration::from_secs(5));
     assert!(desk.closed().unwrap().starts_with("cannot connect"), "{:?}", desk.seen);
 }
@@ -543,7 +545,7 @@ fn a_connect_without_an_answer_ends_after_five_seconds() {
         fillers.push(filler);
     }
     let mut desk = Desk::new();
-    desk.doors.connect(ID, to);
+    desk.doors.connect(ID, Dial::plain(to));
     desk.turn(Duration::from_millis(20));
     assert_eq!(desk.seen, []);
     desk.now += Duration::from_secs(5);
@@ -557,7 +559,7 @@ fn after_close_nothing_follows() {
     drop(far);
     desk.say(Via::Stream(ID), to, b"into the void");
     desk.doors.close(ID);
-    desk.doors.connect(ID, lo("255.255.255.255:9"));
+    desk.doors.connect(ID, Dial::plain(lo("255.255.255.255:9")));
     desk.doors.close(ID);
     desk.seen.clear();
     desk.turn(Duration::ZERO);
@@ -626,4 +628,57 @@ fn doors_can_move_to_their_thread_and_wakers_to_any() {
     fn check_both<T: Send + Sync + Clone>() {}
     check::<Doors>();
     check_both::<Waker>();
+}
+
+#[test]
+fn one_port_listens_and_dials_and_speaks_stun_to_a_server() {
+    let server = TcpListener::bind(LO4).unwrap();
+    let mut desk = Desk::new();
+    let port = PortId(3);
+    let bound = desk.doors.bind_port(port);
+    let local = lo(&format!("127.0.0.1:{}", bound.v4.unwrap()));
+    let dial = Dial { from: Some(port), framing: Framing::Stun, ..Dial::plain(server.local_addr().unwrap()) };
+    desk.doors.connect(ID, dial);
+    desk.until_seen(&Seen::Opened(ID));
+    let (mut far, seen_from) = server.accept().unwrap();
+    assert_eq!(seen_from, local, "the server sees the port");
+
+    let question = stun::Message::request(stun::BINDING, stun::TransactionId([7; 12]));
+    let question = question.emit(stun::Integrity::None);
+    desk.say(Via::Stream(ID), seen_from, &question);
+    let mut heard = vec![0; question.len()];
+    far.read_exact(&mut heard).unwrap();
+    assert_eq!(heard, question, "no frame header before it");
+    far.write_all(&question).unwrap();
+    desk.until_seen(&Seen::Frame(ID, question));
+
+    let _peer = TcpStream::connect(local).unwrap();
+    desk.until("the peer at the same port", |desk| !desk.accepted().is_empty());
+    desk.doors.unbind_port(port);
+    assert!(TcpStream::connect(local).is_err(), "nobody listens there any more");
+    far.write_all(b"\0").unwrap();
+    desk.turn(Duration::ZERO);
+    assert_eq!(desk.closed(), None, "streams outlive their port");
+}
+
+#[test]
+fn two_ports_that_dial_each_other_at_once_get_one_connection() {
+    let mut desk = Desk::new();
+    let (a, b) = (PortId(1), PortId(2));
+    let at = |bound: Bound| lo(&format!("127.0.0.1:{}", bound.v4.unwrap()));
+    let (at_a, at_b) = (at(desk.doors.bind_port(a)), at(desk.doors.bind_port(b)));
+    // On one machine the second SYN always meets the first connection: what a NAT's user sees as EADDRNOTAVAIL.
+    desk.doors.connect(ID, Dial { from: Some(a), ..Dial::plain(at_b) });
+    desk.until("the first dial", |desk| !desk.accepted().is_empty());
+    desk.doors.connect(StreamId(6), Dial { from: Some(b), ..Dial::plain(at_a) });
+    desk.until("the second dial's end", |desk| desk.closed().is_some());
+    assert!(desk.closed().unwrap().contains("Cannot assign requested address"), "{:?}", desk.closed());
+    assert_eq!(desk.accepted().len(), 1);
+}
+
+#[test]
+fn a_dial_from_a_port_that_nobody_bound_fails_at_once() {
+    let mut desk = Desk::new();
+    desk.doors.connect(ID, Dial { from: Some(PortId(9)), ..Dial::plain(lo("127.0.0.1:9")) });
+    desk.until("the end", |desk| desk.closed().is_some());
 }
