@@ -137,8 +137,8 @@ impl Relays {
 
     /// What became of a stream of ours.
     pub(super) fn handle_stream(&mut self, id: StreamId, news: Result<(), Gone>, now: Now) {
-        let news = news
-            .map_or_else(|gone| client::StreamNews::Closed(gone.text), |()| client::StreamNews::Opened);
+        let news =
+            news.map_or_else(|gone| client::StreamNews::Closed(gone.text), |()| client::StreamNews::Opened);
         let Some(session) = self.sessions.iter_mut().find(|s| s.side.owns_stream(id)) else { return };
         if let Some(client::Event::Lost(why)) = session.side.handle_stream(id, news, now) {
             self.trouble = Some(why.to_string());

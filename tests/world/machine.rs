@@ -229,9 +229,7 @@ impl Machine {
             match order {
                 Order::Stream(StreamOrder::Open(id, dial)) => sent.push(Sent::Open { id, to: dial.to }),
                 Order::Stream(StreamOrder::Close(id)) => sent.push(Sent::Close(id)),
-                Order::Stream(
-                    StreamOrder::RaiseTtl(_) | StreamOrder::Bind(_) | StreamOrder::Unbind(_),
-                ) => {}
+                Order::Stream(StreamOrder::RaiseTtl(_) | StreamOrder::Bind(_) | StreamOrder::Unbind(_)) => {}
                 Order::Broker(message) => {
                     self.said.push(message.clone());
                     sent.push(Sent::Broker(message));
