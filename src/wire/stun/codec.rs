@@ -18,6 +18,7 @@ use super::MAX_USERNAME;
 use super::Message;
 use super::Received;
 use super::TransactionId;
+use super::stunt;
 use crate::base::addr::canonical;
 use crate::base::cursor::Reader;
 use crate::base::cursor::Writer;
@@ -25,10 +26,12 @@ use crate::wire::WireError;
 use crate::wire::frame::Front;
 use crate::wire::tlv::printable;
 
-/// Attribute numbers (RFC 8489 18.3, RFC 8445 20.1, RFC 5780 9.1, ours).
+/// Attribute numbers (RFC 8489 18.3, RFC 8445 20.1, RFC 5780 9.1, RFC 3489 11.2, ours).
 mod number {
     pub(super) const MAPPED_ADDRESS: u16 = 0x0001;
     pub(super) const CHANGE_REQUEST: u16 = 0x0003;
+    pub(super) const SOURCE_ADDRESS: u16 = 0x0004;
+    pub(super) const CHANGED_ADDRESS: u16 = 0x0005;
     pub(super) const USERNAME: u16 = 0x0006;
     pub(super) const MESSAGE_INTEGRITY: u16 = 0x0008;
     pub(super) const ERROR_CODE: u16 = 0x0009;
@@ -41,11 +44,15 @@ mod number {
     pub(super) const RELAY_TOKEN: u16 = 0x7e01;
     pub(super) const RELAY_CHANNEL: u16 = 0x7e02;
     pub(super) const TIMESTAMP: u16 = 0x7e03;
+    pub(super) const STUNT_PROBE: u16 = 0x7e04;
+    pub(super) const STUNT_OUTCOME: u16 = 0x7e05;
+    pub(super) const STUNT_SEGMENT: u16 = 0x7e06;
     /// From here on an attribute may be ignored (RFC 8489 14).
     pub(super) const FIRST_OPTIONAL: u16 = 0x8000;
     pub(super) const FINGERPRINT: u16 = 0x8028;
     pub(super) const RESPONSE_ORIGIN: u16 = 0x802b;
     pub(super) const OTHER_ADDRESS: u16 = 0x802c;
+    pub(super) const STUNT_SERVER: u16 = 0xfe01;
 }
 
 /// Bytes before an attribute's value.
@@ -240,6 +247,12 @@ fn number_of(attribute: &Attribute) -> u16 {
         Attribute::RelayToken(_) => number::RELAY_TOKEN,
         Attribute::RelayChannel(_) => number::RELAY_CHANNEL,
         Attribute::Timestamp(_) => number::TIMESTAMP,
+        Attribute::SourceAddress(_) => number::SOURCE_ADDRESS,
+        Attribute::ChangedAddress(_) => number::CHANGED_ADDRESS,
+        Attribute::StuntServer(_) => number::STUNT_SERVER,
+        Attribute::StuntProbe(_) => number::STUNT_PROBE,
+        Attribute::StuntOutcome(_) => number::STUNT_OUTCOME,
+        Attribute::StuntSegment(_) => number::STUNT_SEGMENT,
     }
 }
 
@@ -247,9 +260,11 @@ fn value_of(attribute: &Attribute, mask: [u8; 16]) -> Vec<u8> {
     let mut writer = Writer::new();
     match attribute {
         Attribute::XorMappedAddress(addr) => put_address(&mut writer, *addr, mask),
-        Attribute::MappedAddress(addr) | Attribute::ResponseOrigin(addr) | Attribute::OtherAddress(addr) => {
-            put_address(&mut writer, *addr, [0; 16])
-        }
+        Attribute::MappedAddress(addr)
+        | Attribute::ResponseOrigin(addr)
+        | Attribute::OtherAddress(addr)
+        | Attribute::SourceAddress(addr)
+        | Attribute::ChangedAddress(addr) => put_address(&mut writer, *addr, [0; 16]),
         Attribute::Username(bytes) | Attribute::RelayToken(bytes) => {
             writer.put(bytes);
         }
@@ -277,6 +292,10 @@ fn value_of(attribute: &Attribute, mask: [u8; 16]) -> Vec<u8> {
         Attribute::Timestamp(micros) => {
             writer.u64(*micros);
         }
+        Attribute::StuntServer(server) => stunt::put_server(&mut writer, server),
+        Attribute::StuntProbe(probe) => stunt::put_probe(&mut writer, probe),
+        Attribute::StuntOutcome(outcome) => stunt::put_outcome(&mut writer, *outcome),
+        Attribute::StuntSegment(segment) => stunt::put_segment(&mut writer, segment),
     }
     writer.finish()
 }
@@ -323,6 +342,15 @@ fn attribute(number: u16, value: &[u8], mask: [u8; 16]) -> Result<Option<Attribu
         }
         number::RELAY_TOKEN => Attribute::RelayToken(reader.rest().to_vec()),
         number::TIMESTAMP => Attribute::Timestamp(reader.u64()?),
+        number::SOURCE_ADDRESS => Attribute::SourceAddress(take_address(&mut reader, [0; 16])?),
+        number::CHANGED_ADDRESS => Attribute::ChangedAddress(take_address(&mut reader, [0; 16])?),
+        number::STUNT_SERVER => match stunt::take_server(&mut reader)? {
+            Some(server) => Attribute::StuntServer(server),
+            None => return Ok(None),
+        },
+        number::STUNT_PROBE => Attribute::StuntProbe(stunt::take_probe(&mut reader)?),
+        number::STUNT_OUTCOME => Attribute::StuntOutcome(stunt::take_outcome(&mut reader)?),
+        number::STUNT_SEGMENT => Attribute::StuntSegment(stunt::take_segment(&mut reader)?),
         _ => return Ok(None),
     };
     if reader.is_empty() { Ok(Some(known)) } else { Err(WireError::Invalid) }

@@ -1,4 +1,4 @@
-//! STUN messages: RFC 8489, the discovery attributes of RFC 5780, and this network's own attributes.
+//! STUN messages: RFC 8489, the discovery attributes of RFC 5780 and RFC 3489, and this network's own attributes.
 //!
 //! ```text
 //!  0                   1                   2                   3
@@ -19,6 +19,8 @@
 //! | RELAY-TOKEN | 0x7e01 | [`crate::wire::relay::SignedToken`] |
 //! | RELAY-CHANNEL | 0x7e02 | [`crate::wire::relay::Channel`], then two zero bytes |
 //! | TIMESTAMP | 0x7e03 | microseconds since 1970, u64 |
+//! | STUNT-PROBE, STUNT-OUTCOME, STUNT-SEGMENT | 0x7e04, 0x7e05, 0x7e06 | see [`stunt`] |
+//! | STUNT-SERVER | 0xfe01 | see [`stunt`]; may be ignored |
 //!
 //! RFC 8489 18.3 has no range for private use. Ours lie in the upper half (0x4000..=0x7fff) of the
 //! comprehension-required attributes, which needs no RFC, far from anything registered: a stock server that gets one of
@@ -29,6 +31,7 @@
 //! `stun-rs` brings string preparation and quoting for a user database that this network does not have.
 
 mod codec;
+pub mod stunt;
 #[cfg(test)]
 mod tests;
 
@@ -41,6 +44,11 @@ use super::frame::Front;
 pub const BINDING: u16 = 0x001;
 /// Bind one side of a relay session. Our own: not registered, in the range that needs no RFC (RFC 8489 18.2).
 pub const RELAY_BIND: u16 = 0x0e1;
+/// Do something to me, and tell me what came of it: one [`stunt::Probe`] in the request, one [`stunt::Outcome`] in the
+/// answer, beside RESPONSE-ORIGIN (from where it was done) and XOR-MAPPED-ADDRESS (to where). Our own.
+pub const STUNT_PROBE: u16 = 0x0e2;
+/// What did you see of me: answered with [`stunt::Segment`]s. Our own.
+pub const STUNT_SEEN: u16 = 0x0e3;
 
 /// Bytes before the attributes (RFC 8489 5).
 pub const HEADER_LEN: usize = 20;
@@ -106,6 +114,18 @@ pub enum Attribute {
     RelayChannel(u16),
     /// Own: microseconds since 1970, strictly growing per sender: an old message cannot be replayed.
     Timestamp(u64),
+    /// RFC 3489 11.2.5: what RESPONSE-ORIGIN is now.
+    SourceAddress(SocketAddr),
+    /// RFC 3489 11.2.3: what OTHER-ADDRESS is now.
+    ChangedAddress(SocketAddr),
+    /// Own: what a STUNT server offers.
+    StuntServer(stunt::Server),
+    /// Own: what a client wants to have done.
+    StuntProbe(stunt::Probe),
+    /// Own: what came of it.
+    StuntOutcome(stunt::Outcome),
+    /// Own: a segment as it arrived.
+    StuntSegment(stunt::Segment),
 }
 
 /// A message: who asks what.
@@ -249,6 +269,47 @@ impl Message {
     #[must_use]
     pub fn timestamp(&self) -> Option<u64> {
         self.find(|a| if let Attribute::Timestamp(micros) = a { Some(*micros) } else { None })
+    }
+
+    /// What the server offers, if it is a STUNT server.
+    #[must_use]
+    pub fn stunt_server(&self) -> Option<&stunt::Server> {
+        self.find(|a| if let Attribute::StuntServer(server) = a { Some(server) } else { None })
+    }
+
+    /// What to do.
+    #[must_use]
+    pub fn stunt_probe(&self) -> Option<stunt::Probe> {
+        self.find(|a| if let Attribute::StuntProbe(probe) = a { Some(*probe) } else { None })
+    }
+
+    /// What came of it.
+    #[must_use]
+    pub fn stunt_outcome(&self) -> Option<stunt::Outcome> {
+        self.find(|a| if let Attribute::StuntOutcome(outcome) = a { Some(*outcome) } else { None })
+    }
+
+    /// The segments in it.
+    pub fn stunt_segments(&self) -> impl Iterator<Item = &stunt::Segment> {
+        self.attributes
+            .iter()
+            .filter_map(|a| if let Attribute::StuntSegment(segment) = a { Some(segment) } else { None })
+    }
+
+    /// Where the answer says it came from (RFC 5780, RFC 3489).
+    #[must_use]
+    pub fn origin(&self) -> Option<SocketAddr> {
+        let now = self.find(|a| if let Attribute::ResponseOrigin(addr) = a { Some(*addr) } else { None });
+        now.or_else(|| self.find(|a| if let Attribute::SourceAddress(addr) = a { Some(*addr) } else { None }))
+    }
+
+    /// The server's other address with its other port (RFC 5780, RFC 3489).
+    #[must_use]
+    pub fn other_address(&self) -> Option<SocketAddr> {
+        let now = self.find(|a| if let Attribute::OtherAddress(addr) = a { Some(*addr) } else { None });
+        now.or_else(|| {
+            self.find(|a| if let Attribute::ChangedAddress(addr) = a { Some(*addr) } else { None })
+        })
     }
 
     /// The error code and text in it.

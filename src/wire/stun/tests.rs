@@ -1,5 +1,7 @@
 //! STUN messages: the published vectors, round trips, truncation, what a hash covers.
 
+use std::time::Duration;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -232,6 +234,55 @@ fn own_methods_and_attributes_have_these_bytes() {
 }
 
 #[test]
+fn stunt_has_these_bytes() {
+    let request =
+        Message::request(STUNT_PROBE, TransactionId([0; 12])).with(Attribute::StuntProbe(stunt::Probe {
+            action: stunt::Action::Icmp { kind: 11, code: 0 },
+            address: 2,
+            port: stunt::Port::Silent,
+            target: Some(0x1234),
+            watch: Duration::from_millis(3000),
+        }));
+    let hex = "02c2 000c 2112a442 000000000000000000000000 7e040008 0202021e 1234 0b00";
+    assert_eq!(request.emit(Integrity::None), bytes(hex));
+
+    let outcome = stunt::Outcome {
+        event: stunt::Event::Icmp { kind: 3, code: 13 },
+        after: Duration::from_millis(6001),
+    };
+    let hex = "03c2 000c 2112a442 000000000000000000000000 7e050008 03030d00 00001771";
+    assert_eq!(request.success().with(Attribute::StuntOutcome(outcome)).emit(Integrity::None), bytes(hex));
+
+    let segment = stunt::Segment {
+        flags: stunt::SYN | stunt::ACK,
+        ttl: 57,
+        address: 1,
+        source: 4242,
+        destination: 3480,
+        sequence: 0x0102_0304,
+        acknowledgment: 0x0506_0708,
+        window: 64_240,
+        age: Duration::from_millis(250),
+        options: vec![2, 4, 5, 180],
+    };
+    let seen = Message::request(STUNT_SEEN, TransactionId([0; 12])).success();
+    let hex = "03c3 001c 2112a442 000000000000000000000000 7e060018 12390100 1092 0d98 01020304 05060708 faf0 00fa 020405b4";
+    assert_eq!(seen.with(Attribute::StuntSegment(segment)).emit(Integrity::None), bytes(hex));
+
+    let server = stunt::Server {
+        can: stunt::Capabilities { connect: true, own_syn: true, ..stunt::Capabilities::default() },
+        port: 3478,
+        alternate: Some(3479),
+        silent: None,
+        addresses: vec!["192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap()],
+    };
+    let answer = Message::request(BINDING, TransactionId([0; 12])).success();
+    let hex =
+        "0101 0018 2112a442 000000000000000000000000 fe010012 0105 0d96 0d97 0000 01c0000201 01c0000202 0000";
+    assert_eq!(answer.with(Attribute::StuntServer(server)).emit(Integrity::None), bytes(hex));
+}
+
+#[test]
 fn a_message_cut_short_is_an_error() {
     let whole = bytes(RFC5769_REQUEST);
     for n in 0..whole.len() {
@@ -319,6 +370,12 @@ fn attribute() -> impl Strategy<Value = Attribute> {
         vec(any::<u8>(), 0..200).prop_map(Attribute::RelayToken),
         any::<u16>().prop_map(Attribute::RelayChannel),
         any::<u64>().prop_map(Attribute::Timestamp),
+        endpoint().prop_map(Attribute::SourceAddress),
+        endpoint().prop_map(Attribute::ChangedAddress),
+        stunt::arbitrary::server().prop_map(Attribute::StuntServer),
+        stunt::arbitrary::probe().prop_map(Attribute::StuntProbe),
+        stunt::arbitrary::outcome().prop_map(Attribute::StuntOutcome),
+        stunt::arbitrary::segment().prop_map(Attribute::StuntSegment),
     ]
 }
 
