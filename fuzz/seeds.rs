@@ -135,6 +135,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         FromBroker::Registered(Registered {
             registration: RegistrationId(7),
             udp: vec!["198.51.100.1:6060".parse()?],
+            stun: vec!["198.51.100.1:3478".parse()?],
             observed: "203.0.113.5:50000".parse()?,
             time: now,
         }),

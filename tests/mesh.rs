@@ -497,6 +497,7 @@ fn a_broker_that_lists_in_circles_is_not_asked_for_ever() {
             let registered = Registered {
                 registration: RegistrationId(1),
                 udp: vec![],
+                stun: vec![],
                 observed: server::BROKER,
                 time: now.unix,
             };

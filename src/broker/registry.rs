@@ -159,6 +159,7 @@ pub struct Broker {
     limits: BTreeMap<MemberName, Limits>,
     pub(super) attempts: Attempts,
     pub(super) local_relays: Vec<(Certificate, Vec<Candidate>)>,
+    pub(super) stun: Vec<SocketAddr>,
     pub(super) revocations: RevocationList,
     pub(super) signed_revocations: Vec<u8>,
     pub(super) counters: Counters,
@@ -186,6 +187,7 @@ impl Broker {
             limits: BTreeMap::new(),
             attempts: Attempts::default(),
             local_relays: Vec::new(),
+            stun: Vec::new(),
             revocations,
             signed_revocations: signed,
             counters: Counters::default(),
@@ -352,6 +354,11 @@ impl Broker {
                 refuse(out, conn, request, why, &text);
             }
         }
+    }
+
+    /// The STUN servers that members are told of from now on; see [`crate::wire::broker::Registered::stun`].
+    pub fn handle_stun_servers(&mut self, servers: Vec<SocketAddr>) {
+        self.stun = servers;
     }
 
     /// A relay in the broker's own process: needs no connection to be healthy.

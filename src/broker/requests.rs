@@ -59,7 +59,8 @@ impl Broker {
             self.watchers.remove(&conn);
         }
         self.counters.registered += 1;
-        let registered = Registered { registration, udp: self.udp_for(local), observed, time: now.unix };
+        let (udp, stun) = (self.udp_for(local), self.stun.clone());
+        let registered = Registered { registration, udp, stun, observed, time: now.unix };
         out.push(Action::Send(conn, FromBroker::Registered(registered)));
         if register.revocations < self.revocations.version {
             out.push(Action::Send(conn, FromBroker::Revocations(self.signed_revocations.clone())));

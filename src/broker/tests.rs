@@ -178,6 +178,24 @@ fn udp(addr: &str) -> Candidate {
 }
 
 #[test]
+fn who_registers_hears_of_the_stun_servers_as_they_stand_then() {
+    let mut story = Story::new();
+    let told = |out: &[Action]| {
+        out.iter().find_map(|action| match action {
+            Action::Send(_, FromBroker::Registered(registered)) => Some(registered.stun.clone()),
+            _ => None,
+        })
+    };
+    story.join(ANNA, certificate("anna", 1), false);
+    assert_eq!(told(&story.out), Some(vec![]));
+    let servers: Vec<SocketAddr> = vec!["192.0.2.9:3478".parse().unwrap(), "0.0.0.0:3478".parse().unwrap()];
+    story.broker.handle_stun_servers(servers.clone());
+    story.out.clear();
+    story.join(BERT, certificate("bert", 2), false);
+    assert_eq!(told(&story.out), Some(servers));
+}
+
+#[test]
 fn both_sides_of_an_introduction_get_one_name_and_the_other_side() {
     let mut s = Story::with_two();
     s.ask_for_bert(5);

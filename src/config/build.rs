@@ -187,6 +187,12 @@ impl Source<'_> {
             enabled: broker.enabled,
             listen: self.listen("broker.listen", broker.listen.as_deref(), BROKER_PORT)?,
             advertise,
+            stun_servers: self.endpoints(
+                "broker.stun_servers",
+                broker.stun_servers.as_deref(),
+                STUN_PORT,
+                MAX_STUN_SERVERS,
+            )?,
             certificate_ttl: self.ttl(
                 "broker.certificate_ttl",
                 broker.certificate_ttl.as_deref(),

@@ -67,6 +67,7 @@ sections! {
         enabled: bool,
         listen: Vec<String>,
         advertise: Vec<String>,
+        stun_servers: Vec<String>,
         certificate_ttl: String,
         invite_ttl: String,
     }

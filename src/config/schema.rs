@@ -75,6 +75,7 @@ pub const SECTIONS: &[Section] = &[
             ("enabled", Flag),
             ("listen", Texts),
             ("advertise", Texts),
+            ("stun_servers", Texts),
             ("certificate_ttl", Text),
             ("invite_ttl", Text),
         ],

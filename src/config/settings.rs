@@ -133,6 +133,8 @@ pub struct Broker {
     pub listen: Vec<Listen>,
     /// How others reach it, for invites.
     pub advertise: Vec<BrokerAddr>,
+    /// The STUN servers that members are told of; without them, the STUN role of this process.
+    pub stun_servers: Vec<BrokerAddr>,
     /// Validity of the certificates that it signs.
     pub certificate_ttl: Duration,
     /// Validity of invites that say nothing else.

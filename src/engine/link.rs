@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use crate::base::addr::is_candidate;
 use crate::base::id::RequestId;
 use crate::base::rng::Rng;
 use crate::base::schedule::Backoff;
@@ -418,6 +419,15 @@ fn up_event(
     if let Some(port) = registered.udp.first().map(SocketAddr::port).filter(|_| !known) {
         registered.udp.insert(0, SocketAddr::new(broker.ip(), port));
     }
+    // Through loopback no NAT is seen.
+    let here = (!broker.ip().is_loopback()).then_some(broker.ip());
+    let fill = |addr: SocketAddr| match here {
+        _ if !addr.ip().is_unspecified() => Some(addr),
+        Some(ip) if ip.is_ipv4() == addr.is_ipv4() => Some(SocketAddr::new(ip, addr.port())),
+        _ => None,
+    };
+    registered.stun =
+        registered.stun.into_iter().filter_map(fill).filter(|addr| is_candidate(*addr)).collect();
     let broker_name = certificate.subject.uri.name.clone();
     let broker_cert = Box::new(certificate);
     LinkEvent::Up { broker, broker_name, broker_cert, registration_key, local, registered }
@@ -466,8 +476,7 @@ mod tests {
     }
 
     fn registered(session: &mut Session, now: Now) {
-        let observed = "198.51.100.1:7".parse().unwrap();
-        let answer = Registered { registration: RegistrationId(1), udp: vec![], observed, time: now.unix };
+        let answer = Registered { time: now.unix, ..told_by_a_broker() };
         let frame = Ok(Some(FromBroker::Registered(answer).emit()));
         assert!(session.on_frame(frame, now).unwrap().is_some());
     }
@@ -520,27 +529,50 @@ mod tests {
 
     #[test]
     fn udp_registrations_go_to_where_the_broker_was_reached() {
-        let broker: SocketAddr = "203.0.113.1:443".parse().unwrap();
-        let s = session();
         for (told, wanted) in [
             (vec!["10.0.0.1:6060"], vec!["203.0.113.1:6060", "10.0.0.1:6060"]),
             (vec!["203.0.113.1:6060"], vec!["203.0.113.1:6060"]),
             (vec![], vec![]),
         ] {
-            let parse =
-                |list: Vec<&str>| list.into_iter().map(|a| a.parse().unwrap()).collect::<Vec<SocketAddr>>();
-            let answer = Registered {
-                registration: RegistrationId(1),
-                udp: parse(told),
-                observed: broker,
-                time: UnixTime::default(),
-            };
-            let certificate = s.credentials.certificate.clone();
-            let LinkEvent::Up { registered, .. } = up_event(broker, (certificate, [0; 32], broker), answer)
-            else {
-                unreachable!("an up event was made")
-            };
-            assert_eq!(registered.udp, parse(wanted));
+            let answer = Registered { udp: parse(&told), ..told_by_a_broker() };
+            assert_eq!(up("203.0.113.1:443", answer).udp, parse(&wanted));
         }
+    }
+
+    #[test]
+    fn stun_servers_beside_the_broker_are_where_the_broker_was_reached() {
+        let told = ["192.0.2.9:3478", "0.0.0.0:3478", "[::]:3478", "224.0.0.1:3478"];
+        for (broker, wanted) in [
+            ("203.0.113.1:443", vec!["192.0.2.9:3478", "203.0.113.1:3478"]),
+            ("[2001:db8::1]:443", vec!["192.0.2.9:3478", "[2001:db8::1]:3478"]),
+            ("127.0.0.1:6060", vec!["192.0.2.9:3478"]),
+        ] {
+            let answer = Registered { stun: parse(&told), ..told_by_a_broker() };
+            assert_eq!(up(broker, answer).stun, parse(&wanted));
+        }
+    }
+
+    fn up(broker: &str, answer: Registered) -> Registered {
+        let broker: SocketAddr = broker.parse().unwrap();
+        let certificate = session().credentials.certificate;
+        let LinkEvent::Up { registered, .. } = up_event(broker, (certificate, [0; 32], broker), answer)
+        else {
+            unreachable!("an up event was made")
+        };
+        registered
+    }
+
+    fn told_by_a_broker() -> Registered {
+        Registered {
+            registration: RegistrationId(1),
+            udp: vec![],
+            stun: vec![],
+            observed: "198.51.100.1:7".parse().unwrap(),
+            time: UnixTime::default(),
+        }
+    }
+
+    fn parse(list: &[&str]) -> Vec<SocketAddr> {
+        list.iter().map(|addr| addr.parse().unwrap()).collect()
     }
 }

@@ -79,6 +79,7 @@ impl Servers {
         servers.start_broker(settings).await?;
         servers.start_relay(settings, join).await?;
         servers.start_stun(settings)?;
+        servers.tell_of_stun(settings).await;
         Ok(servers)
     }
 
@@ -279,6 +280,16 @@ impl Servers {
             self.stun = Some(StunServer::start(usable(&settings.stun.listen))?);
         }
         Ok(())
+    }
+
+    /// Members hear from their broker where they can measure their NATs.
+    async fn tell_of_stun(&self, settings: &Settings) {
+        let Some(broker) = &self.broker else { return };
+        let servers = match (&self.stun, settings.broker.stun_servers.as_slice()) {
+            (Some(own), []) => own.addrs().to_vec(),
+            (_, named) => stun_server::look_up(named).await,
+        };
+        broker.handle.set_stun_servers(servers);
     }
 }
 

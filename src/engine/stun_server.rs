@@ -22,6 +22,7 @@ use crate::engine::responder;
 use crate::engine::responder::Stop;
 use crate::stun::server;
 use crate::stun::server::Limiter;
+use crate::wire::enroll::BrokerAddr;
 use crate::wire::frame::Front;
 use crate::wire::stun;
 use crate::wire::stun::Received;
@@ -97,6 +98,21 @@ impl StunServer {
         }
         Ok(handle)
     }
+}
+
+/// The addresses of STUN servers; one that cannot be found is left out, with a word.
+pub async fn look_up(servers: &[BrokerAddr]) -> Vec<SocketAddr> {
+    let mut all = Vec::new();
+    for server in servers {
+        match server {
+            BrokerAddr::Addr(addr) => all.push(*addr),
+            BrokerAddr::Host(host, port) => match tokio::net::lookup_host((host.as_str(), *port)).await {
+                Ok(found) => all.extend(found.take(1)),
+                Err(error) => tracing::warn!(%error, host, "a STUN server's name cannot be looked up"),
+            },
+        }
+    }
+    all
 }
 
 impl Handle {

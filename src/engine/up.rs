@@ -45,6 +45,7 @@ use crate::engine::membership::MEMBER;
 use crate::engine::membership::Standing;
 use crate::engine::roles::HEALTH;
 use crate::engine::roles::Servers;
+use crate::engine::stun_server;
 use crate::identity::credentials::Credentials;
 use crate::identity::names::MemberName;
 use crate::io::hosts;
@@ -121,7 +122,7 @@ async fn run_async(
     let (news_in, news) = mpsc::unbounded_channel();
     let brokers = broker_addresses(settings, &servers)?;
     let local = netlink.local_addresses(Some(&interface)).await?;
-    let observers = look_up(&settings.member.stun_servers).await;
+    let observers = stun_server::look_up(&settings.member.stun_servers).await;
     let member = Member::start(parts(settings, &own, addrs, tun, local, observers)?, news_in)?;
     let (link_in, link_events) = mpsc::channel(256);
     let link_config = LinkConfig { brokers, credentials: own.clone(), register: member.register() };
@@ -455,21 +456,6 @@ fn broker_addresses(settings: &Settings, servers: &Servers) -> anyhow::Result<Ve
         "no broker is known: set member.brokers in the configuration, or join again with a new invite"
     );
     Ok(all)
-}
-
-/// The STUN servers' addresses; one that cannot be found is left out, with a word.
-async fn look_up(servers: &[BrokerAddr]) -> Vec<SocketAddr> {
-    let mut all = Vec::new();
-    for server in servers {
-        match server {
-            BrokerAddr::Addr(addr) => all.push(*addr),
-            BrokerAddr::Host(host, port) => match tokio::net::lookup_host((host.as_str(), *port)).await {
-                Ok(found) => all.extend(found.take(1)),
-                Err(error) => tracing::warn!(%error, host, "a STUN server's name cannot be looked up"),
-            },
-        }
-    }
-    all
 }
 
 async fn configure(

@@ -552,6 +552,7 @@ mod tests {
         let registered = Registered {
             registration: RegistrationId(1),
             udp: Vec::new(),
+            stun: Vec::new(),
             observed: SocketAddr::from(([192, 0, 2, 1], 1)),
             time: UnixTime::from_secs(unix),
         };

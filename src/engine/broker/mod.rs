@@ -298,6 +298,12 @@ impl Handle {
         self.hub.with_broker(|broker, _, _| broker.handle_local_relay(certificate, endpoints));
     }
 
+    /// Tells members from now on where STUN servers are. An unspecified address stands for the one at which a member
+    /// reached this broker.
+    pub fn set_stun_servers(&self, servers: Vec<SocketAddr>) {
+        self.hub.with_broker(|broker, _, _| broker.handle_stun_servers(servers));
+    }
+
     /// Signs anew for another server role of this process, if it is time and this broker can.
     ///
     /// # Errors

@@ -9,7 +9,7 @@
 //! | kind | to the broker | fields | kind | from the broker | fields |
 //! |---|---|---|---|---|---|
 //! | 0x01 | Redeem | SECRET SIGNING_REQUEST | 0x81 | Enrolled | CERTIFICATE |
-//! | 0x02 | Register | SOFTWARE CANDIDATE* PROFILE ENDPOINT* VERSION WATCH | 0x82 | Registered | REGISTRATION UDP* OBSERVED TIME |
+//! | 0x02 | Register | SOFTWARE CANDIDATE* PROFILE ENDPOINT* VERSION WATCH | 0x82 | Registered | REGISTRATION UDP* STUN* OBSERVED TIME |
 //! | 0x03 | Update | CANDIDATE* PROFILE | | | |
 //! | 0x04 | Lookup | REQUEST, NAME or ADDRESS | 0x84 | Found | REQUEST MEMBER |
 //! | 0x05 | List | REQUEST NAME | 0x85 | Listing | REQUEST MEMBER* MORE |
@@ -37,6 +37,7 @@ use super::MAX_NOISE;
 use super::MAX_RELAYS;
 use super::MAX_REQUEST;
 use super::MAX_REVOCATIONS;
+use super::MAX_STUN;
 use super::MAX_TOKEN;
 use super::MAX_UDP;
 use super::MemberRecord;
@@ -118,6 +119,7 @@ mod tag {
     pub(super) const REVOCATIONS: u8 = 27;
     pub(super) const REFUSAL: u8 = 28;
     pub(super) const TEXT: u8 = 29;
+    pub(super) const STUN: u8 = 30;
 }
 
 impl ToBroker {
@@ -246,6 +248,9 @@ impl FromBroker {
                 for addr in registered.udp.iter().take(MAX_UDP) {
                     m.endpoint(tag::UDP, *addr);
                 }
+                for addr in registered.stun.iter().take(MAX_STUN) {
+                    m.endpoint(tag::STUN, *addr);
+                }
                 m.endpoint(tag::OBSERVED, registered.observed)
                     .field(tag::TIME, &registered.time.micros().to_be_bytes());
             }
@@ -312,6 +317,7 @@ impl FromBroker {
             kind::REGISTERED => Self::Registered(Registered {
                 registration: RegistrationId(u64::from_be_bytes(f.array(tag::REGISTRATION)?)),
                 udp: f.list(tag::UDP, MAX_UDP)?.map(endpoint).collect::<Result<_, _>>()?,
+                stun: f.list(tag::STUN, MAX_STUN)?.map(endpoint).collect::<Result<_, _>>()?,
                 observed: endpoint(f.required(tag::OBSERVED)?)?,
                 time: time(f, tag::TIME)?,
             }),

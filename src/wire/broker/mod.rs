@@ -40,6 +40,8 @@ pub const MAX_RELAYS: usize = 4;
 pub const MAX_LISTED: usize = 64;
 /// Most addresses at which a broker takes UDP registrations.
 pub const MAX_UDP: usize = 8;
+/// Most STUN servers that a broker names: two for RFC 5780's tests, in two families, and as many in reserve.
+pub const MAX_STUN: usize = 8;
 
 /// Whom a question is about.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -180,6 +182,9 @@ pub struct Registered {
     pub registration: RegistrationId,
     /// Where the broker takes UDP registrations.
     pub udp: Vec<SocketAddr>,
+    /// STUN servers to measure one's NATs with, UDP and TCP on the same port, best first. An unspecified address stands
+    /// for the one at which this broker was reached.
+    pub stun: Vec<SocketAddr>,
     /// The source of the control connection, as the broker sees it.
     pub observed: SocketAddr,
     /// The broker's clock.

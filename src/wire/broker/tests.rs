@@ -97,10 +97,12 @@ fn to_broker() -> impl Strategy<Value = ToBroker> {
 }
 
 fn from_broker() -> impl Strategy<Value = FromBroker> {
-    let registered = (any::<u64>(), vec(endpoint(), 0..=MAX_UDP), endpoint(), time()).prop_map(
-        |(registration, udp, observed, time)| Registered {
+    let addrs = |most| vec(endpoint(), 0..=most);
+    let registered = (any::<u64>(), addrs(MAX_UDP), addrs(MAX_STUN), endpoint(), time()).prop_map(
+        |(registration, udp, stun, observed, time)| Registered {
             registration: RegistrationId(registration),
             udp,
+            stun,
             observed,
             time,
         },
@@ -386,10 +388,11 @@ fn golden_from() -> Vec<(FromBroker, &'static str)> {
             FromBroker::Registered(Registered {
                 registration: RegistrationId(9),
                 udp: vec!["198.51.100.1:6060".parse().unwrap()],
+                stun: vec!["198.51.100.2:3478".parse().unwrap()],
                 observed: "203.0.113.5:50000".parse().unwrap(),
                 time: UnixTime::from_secs(1),
             }),
-            "82 160008 0000000000000009 170007 04c6336401 17ac 180007 04cb007105 c350 190008 00000000000f4240",
+            "82 160008 0000000000000009 170007 04c6336401 17ac 1e0007 04c6336402 0d96 180007 04cb007105 c350 190008 00000000000f4240",
         ),
         (
             FromBroker::Found { request: RequestId(1), member: sample_member() },
