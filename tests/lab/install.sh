@@ -22,6 +22,11 @@ need python3 python3
 need iperf3 iperf3
 need wg wireguard-tools
 need wireguard-go wireguard-go
+need tinyproxy tinyproxy-bin
+need microsocks microsocks
+need miniupnpd miniupnpd-nftables
+need upnpc miniupnpc
+need natpmpc natpmpc
 need cc gcc
 while [ $# -ge 2 ]; do
     need "$1" "$2"

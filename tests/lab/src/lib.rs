@@ -19,6 +19,7 @@
 //! | [`topology`] | an internet, sites behind routers, hosts |
 //! | [`probe`] [`classify`] | what a network does, what a NAT does, seen from plain sockets |
 //! | [`check`] | every NAT against what strangers' programs say of it |
+//! | [`proxy`] [`gateway`] | HTTP and SOCKS5 proxies; UPnP, NAT-PMP and PCP on a router |
 //! | [`openssh`] [`wireguard`] [`product`] | programs that run in a lab |
 //! | [`matrix`] | the product between every pair of NATs |
 //! | [`demo`] [`mod@bench`] | what `make demo` and `make bench` show |
@@ -28,6 +29,7 @@ pub mod bench;
 pub mod check;
 pub mod classify;
 pub mod demo;
+pub mod gateway;
 pub mod interrupt;
 pub mod lab;
 pub mod matrix;
@@ -37,16 +39,20 @@ pub mod openssh;
 pub mod probe;
 pub mod process;
 pub mod product;
+pub mod proxy;
 pub mod sys;
 pub mod tools;
 pub mod topology;
 pub mod wire;
 pub mod wireguard;
 
+pub use gateway::Gateway;
 pub use lab::Lab;
 pub use nat::Nat;
 pub use ns::Namespace;
 pub use process::Process;
+pub use proxy::Proxy;
+pub use topology::Egress;
 pub use topology::Host;
 pub use topology::Internet;
 pub use topology::Router;

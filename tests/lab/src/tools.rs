@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::sys;
 
 /// Command and the Debian package that holds it.
-pub const TOOLS: [(&str, &str); 12] = [
+pub const TOOLS: [(&str, &str); 17] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
@@ -20,6 +20,11 @@ pub const TOOLS: [(&str, &str); 12] = [
     ("iperf3", "iperf3"),
     ("wg", "wireguard-tools"),
     ("wireguard-go", "wireguard-go"),
+    ("tinyproxy", "tinyproxy-bin"),
+    ("microsocks", "microsocks"),
+    ("miniupnpd", "miniupnpd-nftables"),
+    ("upnpc", "miniupnpc"),
+    ("natpmpc", "natpmpc"),
 ];
 
 /// Finds a command on the path and where Debian puts administrators' tools.

@@ -6,6 +6,7 @@ use std::ops::Deref;
 
 use anyhow::Result;
 
+use super::Uplink;
 use crate::ns::Namespace;
 use crate::wire::Wire;
 
@@ -14,15 +15,21 @@ use crate::wire::Wire;
 pub struct Host {
     /// Its namespace.
     pub ns: Namespace,
-    /// Its IPv4 address on `eth0`.
+    /// Its IPv4 address on `eth0`; 0.0.0.0 in a site that has IPv6 alone.
     pub v4: Ipv4Addr,
     /// Its IPv6 address on `eth0`.
     pub v6: Option<Ipv6Addr>,
     /// The wire of its link, if that is one.
     pub wire: Option<Wire>,
+    pub(super) uplink: Uplink,
 }
 
 impl Host {
+    /// Whether the internet drops what this public host sends with a source address that is not of its network.
+    pub fn filter_spoofed(&self, on: bool) -> Result<()> {
+        self.uplink.filter_spoofed(on)
+    }
+
     /// Gives it one more IPv4 address in its network, with this last byte, and returns it.
     pub fn more_address(&self, last: u8) -> Result<Ipv4Addr> {
         let [a, b, c, _] = self.v4.octets();

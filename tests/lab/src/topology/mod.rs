@@ -6,11 +6,14 @@
 //! another site's router instead of the core: that is a home behind a carrier's NAT.
 
 mod host;
+mod policy;
 mod router;
 mod site;
 
+use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering;
@@ -29,10 +32,14 @@ use crate::wire::Wire;
 
 pub use host::Host;
 pub use host::Server;
+pub use policy::Egress;
 pub use router::Router;
 pub use site::Site;
 
 use site::Lan;
+
+/// The name of the router in the middle.
+const CORE: &str = "core";
 
 /// A counter that its clones share.
 #[derive(Clone, Debug, Default)]
@@ -64,17 +71,28 @@ struct Attachment {
 }
 
 /// The link by which something hangs below something else.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Uplink {
     wire: Option<Wire>,
     /// The namespace above, and its end of the link.
     above: (Namespace, String),
 }
 
+impl Uplink {
+    /// Ingress filtering (BCP 38) at the end above.
+    fn filter_spoofed(&self, on: bool) -> Result<()> {
+        let (above, port) = &self.above;
+        if above.name() != CORE {
+            bail!("only what hangs at the internet's core is filtered by source address");
+        }
+        above.nft(&policy::ingress_filter(port, on))
+    }
+}
+
 impl<'lab> Internet<'lab> {
     /// An internet without anybody.
     pub fn new(lab: &'lab Lab) -> Result<Self> {
-        let core = lab.router("core")?;
+        let core = lab.router(CORE)?;
         forwarding(&core)?;
         core.ip("route add blackhole 10.0.0.0/8\n\
              route add blackhole 100.64.0.0/10\n\
@@ -93,7 +111,7 @@ impl<'lab> Internet<'lab> {
     pub fn host(&self, name: &str, link: &Link) -> Result<Host> {
         let ns = self.lab.machine(name)?;
         let at = self.attach(&ns, "eth0", link)?;
-        Ok(Host { ns, v4: at.v4, v6: Some(at.v6), wire: at.uplink.wire })
+        Ok(Host { ns, v4: at.v4, v6: Some(at.v6), wire: at.uplink.wire.clone(), uplink: at.uplink })
     }
 
     /// A host with three public addresses: the second and third let a server be asked, and answer, from elsewhere.
@@ -140,7 +158,7 @@ impl<'lab> Internet<'lab> {
              route add default via {}\n",
             v6(1)
         ))?;
-        settle(ns, Ipv4Addr::new(20, 0, n, 1))?;
+        settle(ns, Ipv4Addr::new(20, 0, n, 1).into())?;
         let uplink = Uplink { wire, above: (self.core.clone(), port) };
         Ok(Attachment { n, v4, v6: here, uplink })
     }
@@ -148,12 +166,19 @@ impl<'lab> Internet<'lab> {
 
 fn forwarding(ns: &Namespace) -> Result<()> {
     ns.sysctl("net/ipv4/ip_forward", "1")?;
-    ns.sysctl("net/ipv6/conf/all/forwarding", "1")
+    ns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    // Where br_netfilter is loaded, rules for what is routed would else meet what a bridge carries between neighbours.
+    for key in ["net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables"] {
+        if Path::new("/proc/sys").join(key).exists() {
+            ns.sysctl(key, "0")?;
+        }
+    }
+    Ok(())
 }
 
 /// Waits until a new link carries: the kernel reports carriers and opens bridge ports a little later, in its own time.
 /// A link that is made to carry nothing stays as it is.
-fn settle(ns: &Namespace, gateway: Ipv4Addr) -> Result<()> {
+fn settle(ns: &Namespace, gateway: IpAddr) -> Result<()> {
     let words = ["ping", "-q", "-c", "1", "-w", "2", "-i", "0.2", &gateway.to_string()];
     process::run(ns.plain_command(&words), b"", LIMIT).map(drop)
 }

@@ -8,6 +8,7 @@ use anyhow::Result;
 use anyhow::bail;
 
 use super::Counter;
+use super::Egress;
 use super::Host;
 use super::Site;
 use super::Uplink;
@@ -47,13 +48,14 @@ impl<'lab> Router<'lab> {
         forwarding(&ns)?;
         // With an address of its own: a bridge without one takes the lowest of its ports', and with each new port
         // perhaps another, so that neighbours would go on writing to the old one.
-        ns.ip(&format!(
-            "link add lan address 02:00:00:00:00:01 type bridge\nlink set lan up\naddr add {}/24 dev lan\n",
-            lan.v4(1)
-        ))?;
-        if site.rules.v6 != V6::None {
-            ns.ip(&format!("addr add {}/64 dev lan nodad\n", lan.v6(1)))?;
+        let mut inner = "link add lan address 02:00:00:00:00:01 type bridge\nlink set lan up\n".to_owned();
+        if site.v4 {
+            inner += &format!("addr add {}/24 dev lan\n", lan.v4(1));
         }
+        if site.rules.v6 != V6::None {
+            inner += &format!("addr add {}/64 dev lan nodad\n", lan.v6(1));
+        }
+        ns.ip(&inner)?;
         if site.rules.hairpin {
             hairpin_loop(&ns, wan)?;
         }
@@ -73,6 +75,11 @@ impl<'lab> Router<'lab> {
         self.wan
     }
 
+    /// Its inner IPv4 address, the gateway of the hosts inside.
+    pub fn inner(&self) -> Ipv4Addr {
+        self.lan.v4(1)
+    }
+
     /// The wire of its uplink, if that is one.
     pub fn wire(&self) -> Option<&Wire> {
         self.uplink.wire.as_ref()
@@ -89,16 +96,14 @@ impl<'lab> Router<'lab> {
     pub fn host(&self, name: &str) -> Result<Host> {
         let ns = self.lab.machine(name)?;
         let (n, uplink) = self.plug(&ns, "eth0", &Link::Plain)?;
+        let v4 = if self.site.v4 { self.lan.v4(n) } else { Ipv4Addr::UNSPECIFIED };
         let v6 = (self.site.rules.v6 != V6::None).then(|| self.lan.v6(n));
-        if let Some(v6) = v6 {
-            ns.ip(&format!("addr add {v6}/64 dev eth0 nodad\nroute add default via {}\n", self.lan.v6(1)))?;
-        }
-        Ok(Host { ns, v4: self.lan.v4(n), v6, wire: uplink.wire })
+        Ok(Host { ns, v4, v6, wire: uplink.wire.clone(), uplink })
     }
 
     /// A site below this one, which thereby becomes its carrier. IPv4 only.
     pub fn site(&self, name: &str, site: Site, link: &Link) -> Result<Self> {
-        if !site.rules.nat.translates() || site.rules.v6 != V6::None {
+        if !site.rules.nat.translates() || site.rules.v6 != V6::None || !self.site.v4 {
             bail!("a site below a carrier has to translate, and has no IPv6");
         }
         let ns = self.lab.router(name)?;
@@ -138,18 +143,33 @@ impl<'lab> Router<'lab> {
         self.ns.nft("table inet ntl_block {}\ndelete table inet ntl_block\n")
     }
 
+    /// Restricts how the inside may reach the outside; what is established and now forbidden is cut.
+    pub fn restrict(&self, egress: Egress) -> Result<()> {
+        self.ns.nft(&egress.rules())
+    }
+
+    /// Whether the internet drops what comes from this site with a source address that is not the site's.
+    pub fn filter_spoofed(&self, on: bool) -> Result<()> {
+        self.uplink.filter_spoofed(on)
+    }
+
     /// Connects a namespace to the bridge inside and gives it an address; returns its number and link.
     fn plug(&self, ns: &Namespace, name: &str, link: &Link) -> Result<(u8, Uplink)> {
         let n = self.inside.next()?;
         let port = format!("lan{n}");
         let wire = wire::join((&self.ns, &port), (ns, name), link)?;
         self.ns.ip(&format!("link set lan{n} master lan up\n"))?;
-        ns.ip(&format!(
-            "link set {name} up\naddr add {}/24 dev {name}\nroute add default via {}\n",
-            self.lan.v4(n),
-            self.lan.v4(1)
-        ))?;
-        settle(ns, self.lan.v4(1))?;
+        let mut lines = format!("link set {name} up\n");
+        if self.site.v4 {
+            let (own, gateway) = (self.lan.v4(n), self.lan.v4(1));
+            lines += &format!("addr add {own}/24 dev {name}\nroute add default via {gateway}\n");
+        }
+        if self.site.rules.v6 != V6::None {
+            let (own, gateway) = (self.lan.v6(n), self.lan.v6(1));
+            lines += &format!("addr add {own}/64 dev {name} nodad\nroute add default via {gateway}\n");
+        }
+        ns.ip(&lines)?;
+        settle(ns, if self.site.v4 { self.lan.v4(1).into() } else { self.lan.v6(1).into() })?;
         Ok((n, Uplink { wire, above: (self.ns.clone(), port) }))
     }
 }

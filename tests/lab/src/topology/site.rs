@@ -15,13 +15,15 @@ pub struct Site {
     pub rules: Rules,
     /// The private network inside, a /24; not used where the router does not translate.
     pub lan: Ipv4Addr,
+    /// Whether hosts inside have IPv4.
+    pub v4: bool,
 }
 
 impl Site {
     /// A site with this kind of router, no IPv6, no hairpin, and the private network that half of all homes have.
     pub fn new(nat: Nat) -> Self {
         let rules = Rules { nat, v6: V6::None, hairpin: false, udp: true, lifetimes: Lifetimes::default() };
-        Self { rules, lan: Ipv4Addr::new(192, 168, 1, 0) }
+        Self { rules, lan: Ipv4Addr::new(192, 168, 1, 0), v4: true }
     }
 
     /// With `192.168.<n>.0/24` inside.
@@ -43,6 +45,13 @@ impl Site {
     pub fn v6(mut self, v6: V6) -> Self {
         self.rules.v6 = v6;
         self
+    }
+
+    /// With IPv6 and nothing else inside.
+    #[must_use]
+    pub fn v6_only(mut self, v6: V6) -> Self {
+        self.v4 = false;
+        self.v6(v6)
     }
 
     /// With a router that lets inside hosts reach each other by its outer address.
