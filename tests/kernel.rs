@@ -386,17 +386,30 @@ fn reflect(tun: &mut Tun, done: impl Fn() -> bool) {
     let (mut buffer, mut batch) = (vec![0; 65_536], PacketBatch::default());
     while !done() {
         doors.wait(now, Some(Duration::from_millis(20)), &mut |_| {}).unwrap();
+        // Every other super-packet goes back whole, the others as the packets that they are cut into.
         while let Some(len) = tun.recv(&mut buffer).unwrap() {
-            let packet = &mut buffer[..len];
             assert!(len <= usize::try_from(MTU).unwrap(), "a packet of the device fits it");
-            let (at, size) = if packet[0] >> 4 == 4 { (12, 4) } else { (8, 16) };
-            let (source, destination) = packet[at..at + 2 * size].split_at_mut(size);
-            source.swap_with_slice(destination);
-            batch.push(packet);
+            batch.push(swapped(&mut buffer[..len]));
+            if tun.is_pending() {
+                continue;
+            }
+            if let Some(whole) = tun.super_packet().unwrap() {
+                batch.push(swapped(&mut whole.buffer[..whole.len]));
+                batch.mark_super(whole.size);
+                tun.take_super_packet();
+            }
         }
         tun.send_all(&batch);
         batch.clear();
     }
+}
+
+/// Source and destination change places.
+fn swapped(packet: &mut [u8]) -> &[u8] {
+    let (at, size) = if packet[0] >> 4 == 4 { (12, 4) } else { (8, 16) };
+    let (source, destination) = packet[at..at + 2 * size].split_at_mut(size);
+    source.swap_with_slice(destination);
+    packet
 }
 
 /// An echo request turned into its answer.

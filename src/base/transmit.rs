@@ -5,6 +5,7 @@
 //! what a batched send wants.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::ops::Range;
 
 use crate::base::id::PortId;
@@ -219,12 +220,12 @@ impl Outbox {
     }
 }
 
-/// IP packets that wait to be written to the device, in order.
+/// IP packets that wait to be written to the device, in order; some may be super-packets.
 #[derive(Debug, Default)]
 pub struct PacketBatch {
     arena: Vec<u8>,
     used: usize,
-    packets: Vec<Range<usize>>,
+    packets: Vec<(Range<usize>, Option<NonZeroU16>)>,
 }
 
 impl PacketBatch {
@@ -248,8 +249,21 @@ impl PacketBatch {
         let part = write(self.arena.get_mut(self.used..self.used + room)?)?;
         let range = self.used + part.start..(self.used + part.end).min(self.used + room);
         self.used = range.end;
-        self.packets.push(range.clone());
+        self.packets.push((range.clone(), None));
         Some(range)
+    }
+
+    /// Says that the last packet is a super-packet, with so much payload in each segment but the last.
+    pub fn mark_super(&mut self, size: NonZeroU16) {
+        if let Some((_, segment)) = self.packets.last_mut() {
+            *segment = Some(size);
+        }
+    }
+
+    /// Payload of each segment of the packet of this number, if it is a super-packet.
+    #[must_use]
+    pub fn segment(&self, index: usize) -> Option<NonZeroU16> {
+        self.packets.get(index).and_then(|(_, segment)| *segment)
     }
 
     /// How many packets wait.
@@ -261,12 +275,12 @@ impl PacketBatch {
     /// The packet of this number, counted from 0; empty if there is none.
     #[must_use]
     pub fn get(&self, index: usize) -> &[u8] {
-        self.packets.get(index).and_then(|range| self.arena.get(range.clone())).unwrap_or_default()
+        self.packets.get(index).and_then(|(range, _)| self.arena.get(range.clone())).unwrap_or_default()
     }
 
     /// The packets.
     pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        self.packets.iter().map(|range| self.arena.get(range.clone()).unwrap_or_default())
+        self.packets.iter().map(|(range, _)| self.arena.get(range.clone()).unwrap_or_default())
     }
 
     /// Whether nothing waits.

@@ -1,6 +1,8 @@
 //! The headers of a TCP or UDP packet without IP options or extension headers: where they end, and their lengths and
 //! checksums written anew.
 
+use super::split::Gso;
+use super::split::Vnet;
 use super::sum::Sum;
 use crate::wire::ip;
 
@@ -9,6 +11,8 @@ const V4: usize = 20;
 const V6: usize = 40;
 const UDP: usize = 8;
 const TCP: usize = 20;
+/// Bytes of the largest headers: IPv6 40, TCP 60.
+pub(super) const HEADERS_MAX: usize = 100;
 /// TCP flags (RFC 9293 3.1).
 pub(super) const FIN: u8 = 0x01;
 pub(super) const PSH: u8 = 0x08;
@@ -105,6 +109,21 @@ impl Headers {
         let checksum = !self.sum(head, body);
         let none = self.transport == Transport::Udp && checksum == 0;
         put(head, place, if none { u16::MAX } else { checksum });
+    }
+
+    /// Leaves the checksum of a super-packet with `payload` bytes to the kernel, which finishes it for every packet that
+    /// it makes of it; answers what to tell it.
+    pub(super) fn unfinished(&self, head: &mut [u8], payload: usize, size: u16) -> Option<Vnet> {
+        let sum = self.pseudo(head, self.transport_len + payload).folded();
+        put(head, self.at + self.checksum_offset(), sum);
+        let gso = match (self.transport, self.is_v6) {
+            (Transport::Tcp, false) => Gso::Tcp4,
+            (Transport::Tcp, true) => Gso::Tcp6,
+            (Transport::Udp, _) => Gso::Udp,
+        };
+        let short = |value: usize| u16::try_from(value).ok();
+        let checksum = (short(self.at)?, short(self.checksum_offset())?);
+        Some(Vnet { headers: short(self.len())?, segment: Some((gso, size)), checksum: Some(checksum) })
     }
 
     /// Whether the checksum is there and right.

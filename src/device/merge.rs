@@ -7,12 +7,12 @@
 
 use super::headers;
 use super::headers::ACK;
+use super::headers::HEADERS_MAX;
 use super::headers::Headers;
 use super::headers::PSH;
 use super::headers::Transport;
 use super::headers::long;
 use super::headers::word;
-use super::split::Gso;
 use super::split::Vnet;
 
 /// Packets in a super-packet at most: what one call writes; the kernel takes as many of UDP (`UDP_MAX_SEGMENTS`).
@@ -21,8 +21,6 @@ pub(super) const PARTS: usize = 64;
 const BYTES: usize = 65_000;
 /// Flows that grow at a time; a batch with more of them gains little from joining.
 const FLOWS: usize = 16;
-/// Bytes of the largest headers: IPv6 40, TCP 60.
-pub(super) const HEADERS_MAX: usize = 100;
 
 /// Which packets become one. Reused, so that it allocates only until it has seen a large batch.
 #[derive(Debug, Default)]
@@ -147,19 +145,8 @@ impl Group {
         if headers.transport == Transport::Tcp && self.push {
             headers::add_flags(head, headers.at, PSH);
         }
-        // The kernel finishes it, for every packet that it makes of this one.
-        let unfinished = headers.pseudo(head, headers.transport_len + self.payload).folded();
-        headers::put(head, headers.at + headers.checksum_offset(), unfinished);
-        let gso = match (headers.transport, headers.is_v6) {
-            (Transport::Tcp, false) => Gso::Tcp4,
-            (Transport::Tcp, true) => Gso::Tcp6,
-            (Transport::Udp, _) => Gso::Udp,
-        };
-        let short = |value: usize| u16::try_from(value).ok();
-        let checksum = (short(headers.at)?, short(headers.checksum_offset())?);
-        let vnet =
-            Vnet { headers: short(len)?, segment: Some((gso, short(self.size)?)), checksum: Some(checksum) };
-        Some((len, vnet))
+        let size = u16::try_from(self.size).ok()?;
+        Some((len, headers.unfinished(head, self.payload, size)?))
     }
 }
 

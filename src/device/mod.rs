@@ -1,8 +1,9 @@
 //! Floor 3, acting: the TUN device, through which the kernel hands us packets for the overlay and takes those from it.
 //!
-//! One type, [`Tun`], over one of two backends. `offload` moves super-packets of up to 64 KiB in one call: `split` cuts what
-//! the kernel gives, so that everybody above sees packets that fit the MTU with finished checksums, and `merge` joins what
-//! it takes. `plain` moves one packet a call, on every kernel that has TUN at all. Whatever backend serves, the device is
+//! One type, [`Tun`], over one of two backends. `offload` moves super-packets of up to 64 KiB in one call. Whoever can use
+//! one whole takes it ([`Tun::super_packet`]); everybody else sees packets that fit the MTU with finished checksums, which
+//! `split` cuts of it, and `merge` joins what the kernel takes. `plain` moves one packet a call, on every kernel that has
+//! TUN at all, and cuts the super-packets that it is to write. Whatever backend serves, the device is
 //! non-blocking, belongs to the process, and vanishes together with its addresses and routes when the [`Tun`] is dropped or
 //! the process dies, so there is nothing to clean up. Addresses and routes are not this module's business: see
 //! [`crate::io::netlink`].
@@ -17,6 +18,7 @@ mod split;
 mod sum;
 
 use std::io;
+use std::num::NonZeroU16;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 
@@ -58,6 +60,20 @@ pub enum OpenError {
     #[error("cannot create a TUN device: {0}")]
     Other(#[source] io::Error),
 }
+
+/// One packet of the kernel that stands for many.
+#[derive(Debug)]
+pub struct SuperPacket<'a> {
+    /// Its bytes, and [`TAILROOM`] behind them. The transport checksum is not finished.
+    pub buffer: &'a mut [u8],
+    /// How many of them are the packet.
+    pub len: usize,
+    /// Payload of each segment but the last, bytes.
+    pub size: NonZeroU16,
+}
+
+/// Bytes that a [`SuperPacket`] has behind it for whoever seals it.
+pub const TAILROOM: usize = 64;
 
 /// A TUN device, non-blocking; it vanishes, with its addresses and routes, when dropped.
 #[derive(Debug)]
@@ -106,6 +122,26 @@ impl Tun {
         }
     }
 
+    /// The super-packet that the next [`Self::recv`] would begin to cut, if there is one: read now if nothing was read
+    /// before. It stays until it is cut or [taken](Self::take_super_packet).
+    ///
+    /// # Errors
+    /// When the device is gone.
+    pub fn super_packet(&mut self) -> io::Result<Option<SuperPacket<'_>>> {
+        match &mut self.0 {
+            Backend::Offload(offload) => offload.super_packet(),
+            Backend::Plain(_) => Ok(None),
+        }
+    }
+
+    /// The super-packet was used as it is.
+    pub fn take_super_packet(&mut self) {
+        match &mut self.0 {
+            Backend::Offload(offload) => offload.take_super_packet(),
+            Backend::Plain(_) => {}
+        }
+    }
+
     /// Whether there are packets that the kernel has handed over already: these do not make the device readable.
     #[must_use]
     pub fn is_pending(&self) -> bool {
@@ -131,11 +167,7 @@ impl Tun {
     pub fn send_all(&mut self, packets: &PacketBatch) {
         match &mut self.0 {
             Backend::Offload(offload) => offload.send_all(packets),
-            Backend::Plain(plain) => {
-                for packet in packets.iter() {
-                    let _ = plain.send(packet);
-                }
-            }
+            Backend::Plain(plain) => plain.send_all(packets),
         }
     }
 

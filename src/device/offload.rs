@@ -5,10 +5,14 @@ use std::io::IoSlice;
 use std::os::fd::AsFd as _;
 use std::os::fd::BorrowedFd;
 
+use super::SuperPacket;
+use super::TAILROOM;
+use super::headers::HEADERS_MAX;
 use super::merge::Group;
-use super::merge::HEADERS_MAX;
 use super::merge::Merge;
 use super::merge::PARTS;
+use super::split;
+use super::split::Gso;
 use super::split::Split;
 use super::split::Vnet;
 use crate::base::transmit::PacketBatch;
@@ -16,8 +20,8 @@ use crate::sys::tun;
 use crate::sys::tun::HEADER_LEN;
 use crate::sys::tun::VnetTun;
 
-/// Room for one read, bytes: the header, the largest packet that the kernel makes (`GSO_MAX_SIZE`), some more.
-const ROOM: usize = HEADER_LEN + 65_536 + 256;
+/// Room for one read, bytes: the header, and the largest packet that the kernel makes (`GSO_MAX_SIZE`).
+const ROOM: usize = HEADER_LEN + 65_536;
 
 /// An open device, and the super-packet that is being given out.
 #[derive(Debug)]
@@ -46,7 +50,7 @@ impl Offload {
         let joins = has & tun::TSO4 != 0 && has & tun::TSO6 != 0;
         Ok(Self {
             tun,
-            read: vec![0; ROOM],
+            read: vec![0; ROOM + TAILROOM],
             len: 0,
             split: Split::default(),
             merge: Merge::default(),
@@ -66,14 +70,37 @@ impl Offload {
             if let Some(len) = self.split.next(whole, buffer) {
                 return Ok(Some(len));
             }
-            match rustix::io::read(self.tun.as_fd(), self.read.as_mut_slice()) {
-                Ok(len) => self.len = len,
-                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(None),
-                Err(e) => return Err(e.into()),
+            if !self.read()? {
+                return Ok(None);
             }
-            let vnet = self.read.first_chunk().and_then(Vnet::parse);
-            self.split = vnet.map(Split::new).unwrap_or_default();
         }
+    }
+
+    /// What was read, or is now, if it is a super-packet that nothing was cut of.
+    pub(super) fn super_packet(&mut self) -> io::Result<Option<SuperPacket<'_>>> {
+        if !self.split.is_pending() && !self.read()? {
+            return Ok(None);
+        }
+        let Some(size) = self.split.uncut() else { return Ok(None) };
+        let Some(buffer) = self.read.get_mut(HEADER_LEN..self.len + TAILROOM) else { return Ok(None) };
+        Ok(Some(SuperPacket { buffer, len: self.len - HEADER_LEN, size }))
+    }
+
+    pub(super) fn take_super_packet(&mut self) {
+        self.split = Split::default();
+    }
+
+    /// Takes the next packet from the kernel, if it has one.
+    fn read(&mut self) -> io::Result<bool> {
+        let room = self.read.get_mut(..ROOM).unwrap_or_default();
+        match rustix::io::read(self.tun.as_fd(), room) {
+            Ok(len) => self.len = len.max(HEADER_LEN),
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(false),
+            Err(e) => return Err(e.into()),
+        }
+        let vnet = self.read.first_chunk().and_then(Vnet::parse);
+        self.split = vnet.map(Split::new).unwrap_or_default();
+        Ok(true)
     }
 
     pub(super) fn send(&self, packet: &[u8]) -> io::Result<bool> {
@@ -83,12 +110,14 @@ impl Offload {
     /// Writes a batch, joined where that is possible. What the kernel has no room for is lost.
     pub(super) fn send_all(&mut self, packets: &PacketBatch) {
         if !self.joins || packets.len() < 2 {
-            for packet in packets.iter() {
-                let _ = self.send(packet);
+            for index in 0..packets.len() {
+                self.send_one(index, packets);
             }
             return;
         }
-        self.merge.plan(packets.len(), |index| packets.get(index), self.joins_udp);
+        // What is a super-packet already is like a packet of no flow: nothing passes it.
+        let part = |index| if packets.segment(index).is_some() { &[] } else { packets.get(index) };
+        self.merge.plan(packets.len(), part, self.joins_udp);
         let mut refused = false;
         for group in self.merge.groups() {
             let joined = !refused && self.send_group(group, packets);
@@ -97,7 +126,7 @@ impl Offload {
             }
             let mut taken = false;
             for index in self.merge.parts(group) {
-                taken |= self.send(packets.get(index)).is_ok();
+                taken |= self.send_one(index, packets);
             }
             // Its parts are fine, so it is the joining that the kernel does not like.
             refused |= group.count > 1 && taken;
@@ -123,6 +152,27 @@ impl Offload {
             *slot = IoSlice::new(bytes);
         }
         slices.get(..group.count + 2).is_some_and(|slices| self.write(slices).is_ok())
+    }
+
+    /// Writes one packet of a batch as it is, or in pieces if it is a super-packet that the kernel refuses; false if it
+    /// refuses all of it.
+    fn send_one(&self, index: usize, packets: &PacketBatch) -> bool {
+        let packet = packets.get(index);
+        let Some(size) = packets.segment(index) else { return self.send(packet).is_ok() };
+        let mut head = [0; HEADERS_MAX];
+        let Some((len, vnet)) = split::whole(packet, size, &mut head) else { return false };
+        let takes = match vnet.segment {
+            Some((Gso::Udp, _)) => self.joins_udp,
+            _ => self.joins,
+        };
+        let (vnet, body) = (vnet.emit(), packet.get(len..).unwrap_or_default());
+        let slices = [vnet.as_slice(), head.get(..len).unwrap_or_default(), body].map(IoSlice::new);
+        if takes && self.write(&slices).is_ok() {
+            return true;
+        }
+        let mut taken = false;
+        split::each(packet, size, |part| taken |= self.send(part).is_ok());
+        taken
     }
 
     fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<bool> {

@@ -1,14 +1,15 @@
 //! Splitting and joining: hand-made packets, what a kernel gave, and the promise that each undoes the other.
 
 use std::fmt::Write as _;
+use std::num::NonZeroU16;
 
 use proptest::prelude::*;
 
 use super::headers::ACK;
 use super::headers::FIN;
+use super::headers::HEADERS_MAX;
 use super::headers::Headers;
 use super::headers::PSH;
-use super::merge::HEADERS_MAX;
 use super::merge::Merge;
 use super::split::Gso;
 use super::split::Split;
@@ -325,6 +326,26 @@ fn what_a_kernel_gave_splits_into_sound_packets_and_joins_again() {
         assert_eq!(whole[..52], head[..52]);
     }
     assert_eq!(text, format!("{vnet:?} {}", whole.len()));
+}
+
+#[test]
+fn a_super_packet_that_came_as_one_is_written_as_the_kernel_would_have_and_cut_like_its_own() {
+    for (v6, udp) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (vnet, whole) = Made { v6, udp, ..Made::tcp(5, &[7; 3000]) }.super_packet(1280);
+        let size = NonZeroU16::new(1280).unwrap();
+        // What its sender left there says nothing: not the checksum, and not the length in the UDP header.
+        let mut sent = whole.clone();
+        let (at, sum) = (if v6 { 40 } else { 20 }, if udp { 6 } else { 16 });
+        sent[at + sum..at + sum + 2].fill(0xee);
+        let mut head = [0; HEADERS_MAX];
+        let (len, told) = super::split::whole(&sent, size, &mut head).unwrap();
+        assert_eq!((told, &head[..len]), (vnet, &whole[..len]), "{v6} {udp}");
+        let mut parts = Vec::new();
+        super::split::each(&sent, size, |part| parts.push(part.to_vec()));
+        assert_eq!(parts, split(vnet, &whole));
+        parts.iter().for_each(|packet| assert_sound(packet));
+    }
+    super::split::each(&[0x45; 40], NonZeroU16::MIN, |_| panic!("it has options"));
 }
 
 /// A packet of one of a few flows, often one that continues it.

@@ -6,6 +6,8 @@ use std::os::fd::BorrowedFd;
 use tun_tap::Iface;
 use tun_tap::Mode;
 
+use super::split;
+use crate::base::transmit::PacketBatch;
 use crate::sys::descriptor;
 
 #[derive(Debug)]
@@ -33,6 +35,20 @@ impl Plain {
                 Ok(false)
             }
             Err(e) => Err(e),
+        }
+    }
+
+    /// Writes a batch, super-packets cut. What the kernel has no room for is lost.
+    pub(super) fn send_all(&self, packets: &PacketBatch) {
+        for (index, packet) in packets.iter().enumerate() {
+            match packets.segment(index) {
+                None => {
+                    let _ = self.send(packet);
+                }
+                Some(size) => split::each(packet, size, |part| {
+                    let _ = self.send(part);
+                }),
+            }
         }
     }
 

@@ -9,7 +9,10 @@
 //! holds the sum of the pseudo header only. A super-packet has one set of headers and payload for many packets, each of
 //! `gso_size` bytes but the last.
 
+use std::num::NonZeroU16;
+
 use super::headers;
+use super::headers::HEADERS_MAX;
 use super::headers::Headers;
 use super::headers::Transport;
 use super::sum::Sum;
@@ -93,6 +96,12 @@ impl Split {
         Self { vnet, at: Some(0), count: 0 }
     }
 
+    /// Payload of each segment, of a super-packet that nothing was cut of yet.
+    pub(super) fn uncut(&self) -> Option<NonZeroU16> {
+        let (_, size) = self.vnet.segment.filter(|_| self.at == Some(0))?;
+        NonZeroU16::new(size)
+    }
+
     /// Whether there is more.
     pub(super) fn is_pending(&self) -> bool {
         self.at.is_some()
@@ -128,6 +137,29 @@ impl Split {
             self.at = Some(at + part.len());
         }
         Some(packet.len())
+    }
+}
+
+/// What to tell the kernel about a super-packet that came as one, and its headers with a checksum for the kernel to
+/// finish, in `head`; answers their length. `None` for what is no TCP or UDP without options.
+pub(super) fn whole(whole: &[u8], size: NonZeroU16, head: &mut [u8; HEADERS_MAX]) -> Option<(usize, Vnet)> {
+    let headers = Headers::parse(whole)?;
+    let len = headers.len();
+    let head = head.get_mut(..len)?;
+    head.copy_from_slice(whole.get(..len)?);
+    let payload = whole.len() - len;
+    headers.set_lengths(head, payload);
+    Some((len, headers.unfinished(head, payload, size.get())?))
+}
+
+/// Cuts a super-packet that came as one, for a kernel that takes none.
+pub(super) fn each(packet: &[u8], size: NonZeroU16, mut on: impl FnMut(&[u8])) {
+    let mut head = [0; HEADERS_MAX];
+    let Some((_, vnet)) = whole(packet, size, &mut head) else { return };
+    let mut split = Split::new(vnet);
+    let mut out = vec![0; HEADERS_MAX + usize::from(size.get())];
+    while let Some(len) = split.next(packet, &mut out) {
+        on(out.get(..len).unwrap_or_default());
     }
 }
 

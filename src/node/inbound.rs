@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::net::Ipv6Addr;
 use std::net::SocketAddr;
-use std::ops::Range;
 
 use crate::base::id::AttemptId;
 use crate::base::time::Now;
@@ -28,6 +27,8 @@ use crate::wire::demux;
 use crate::wire::ip;
 use crate::wire::relay;
 use crate::wire::stun;
+use crate::wire::super_packet;
+use crate::wire::super_packet::Held;
 
 /// Where a WireGuard message came from, and so where its answer goes.
 #[derive(Clone, Debug)]
@@ -199,24 +200,36 @@ impl Node {
         now: Now,
         out: &mut Output,
     ) {
-        let (routes, own, counters) = (&self.routes, &self.me.addrs, &mut self.counters);
+        let (routes, own, counters, mtu) =
+            (&self.routes, &self.me.addrs, &mut self.counters, self.config.mtu);
         let Some(peer) = self.peers.get_mut(id) else { return };
         let was_established = peer.session.is_established();
         let mut opened = Opened::Rejected;
         let mut answer = [0; HANDSHAKE_LEN];
+        let mut segment = None;
         let room = message.len().max(HANDSHAKE_LEN) + TAILROOM;
         let packet = out.packets.fill(room, |slot| {
             opened = peer.session.open(source, message, slot);
             match &opened {
                 Opened::Packet(range) => {
-                    let range = accept(
-                        slot.get(range.clone())?,
-                        range,
-                        |ip| routes.owner(ip) == Some(id),
-                        |ip| own.contains(ip),
-                    );
-                    counters.spoofed += u64::from(range.is_none());
-                    range
+                    let Ok(packet) = ip::Packet::parse(slot.get(range.clone())?) else {
+                        counters.malformed += 1;
+                        return None;
+                    };
+                    if routes.owner(packet.source()) != Some(id) || !own.contains(packet.destination()) {
+                        counters.spoofed += 1;
+                        return None;
+                    }
+                    let behind = slot.get(session::behind(range, message.len())).unwrap_or_default();
+                    match super_packet::read(&packet, behind, mtu) {
+                        Held::Packet => {}
+                        Held::SuperPacket(size) => segment = Some(size),
+                        Held::Impossible => {
+                            counters.malformed += 1;
+                            return None;
+                        }
+                    }
+                    Some(range.start..range.start + packet.bytes().len())
                 }
                 Opened::Answer(n) => {
                     answer.get_mut(..*n)?.copy_from_slice(slot.get(..*n)?);
@@ -231,6 +244,9 @@ impl Node {
         }
         if let Some(range) = packet {
             peer.rx_bytes += range.len() as u64;
+            if let Some(size) = segment {
+                out.packets.mark_super(size);
+            }
         }
         // Only now is it the peer who speaks.
         match (origin, &mut peer.kind) {
@@ -277,19 +293,6 @@ impl Node {
             }
         }
     }
-}
-
-/// The part of an opened message that goes to the device: a whole IP packet, from an address that is the sender's, for
-/// an address that is ours.
-fn accept(
-    bytes: &[u8],
-    range: &Range<usize>,
-    from_peer: impl Fn(IpAddr) -> bool,
-    for_us: impl Fn(IpAddr) -> bool,
-) -> Option<Range<usize>> {
-    let packet = ip::Packet::parse(bytes).ok()?;
-    (from_peer(packet.source()) && for_us(packet.destination()))
-        .then(|| range.start..range.start + packet.bytes().len())
 }
 
 /// What a handshake's cookie and rate limit are bound to. A relay's messages all come from one address, so the channel

@@ -1,5 +1,7 @@
 //! Packets of the device on their way out: route, seal, send; or wait for a path.
 
+use std::num::NonZeroU16;
+
 use crate::base::time::Now;
 use crate::node::Node;
 use crate::node::output::Output;
@@ -11,9 +13,12 @@ use crate::tunnel::session;
 use crate::tunnel::session::HANDSHAKE_LEN;
 use crate::tunnel::session::Sealed;
 use crate::wire::ip;
+use crate::wire::super_packet;
 
 /// Room that a packet's buffer must have behind it, for padding.
 pub(super) const TAILROOM: usize = session::PADDING;
+/// Longest packet, bytes (RFC 791).
+const MAX_PACKET: usize = 65_535;
 /// Largest TCP segment offered to peers until full-sized packets are known to pass: 1,280 bytes (the least that IPv6
 /// networks carry, RFC 8200 5) less IPv6 40, UDP 8, WireGuard 32, relay header 4, padding to 16, inner IPv6 40 and TCP 20.
 /// A path of that MTU then never sees a packet that does not fit, so ssh does not hang after login.
@@ -45,6 +50,39 @@ impl Node {
         }
         let Some(packet) = buffer.get(..padded) else { return };
         self.send(id, packet, len, now, out);
+    }
+
+    /// A super-packet of the device: the first `len` bytes of `buffer`, which should be 18 bytes longer. It is sealed as one
+    /// message where it can leave as one, whole. False if it cannot: then whoever has it cuts it, and its packets come to
+    /// [`Self::handle_packet`].
+    pub fn handle_super_packet(
+        &mut self,
+        buffer: &mut [u8],
+        len: usize,
+        size: NonZeroU16,
+        now: Now,
+        out: &mut Output,
+    ) -> bool {
+        let Some(packet) = buffer.get(..len).filter(|_| len <= MAX_PACKET) else { return false };
+        let Ok(to) = ip::Packet::parse(packet).map(|view| view.destination()) else { return false };
+        let Some(id) = self.routes.owner(to) else { return false };
+        let Some(peer) = self.peers.get_mut(id) else { return false };
+        let whole = |kind: &Kind| matches!(kind, Kind::Mesh(mesh) if mesh.path.carries_super_packets());
+        if !peer.session.is_established() || !whole(&peer.kind) {
+            return false;
+        }
+        if let Some(path) = peer.path_mut() {
+            path.handle_demand(now.instant);
+        }
+        let padded = (len + super_packet::TRAILER_LEN).next_multiple_of(session::PADDING);
+        let Some(behind) = buffer.get_mut(len..padded) else { return false };
+        behind.fill(0);
+        if let Some(place) = behind.first_chunk_mut() {
+            *place = super_packet::trailer(size);
+        }
+        let Some(packet) = buffer.get(..padded) else { return false };
+        self.send(id, packet, len, now, out);
+        true
     }
 
     /// Seals `packet` for `id`, of which `len` bytes count, and sends it, or keeps it.
@@ -85,11 +123,10 @@ impl Node {
 
     /// Sends the messages of a session that has just come up: what waited inside it.
     pub(super) fn flush_session(&mut self, id: PeerId, now: Now, out: &mut Output) {
-        let mtu = self.config.mtu;
         let Some(peer) = self.peers.get_mut(id) else { return };
         let Some(leg) = peer.leg().filter(|_| peer.session.is_established()) else { return };
         let before = out.outbox.sends().len();
-        let room = (mtu + session::PADDING + session::OVERHEAD).max(HANDSHAKE_LEN);
+        let room = peer.session.flush_room();
         loop {
             let sent =
                 leg.fill(&mut out.outbox, room, |slot| Some(peer.session.flush(slot)).filter(|n| *n > 0));

@@ -25,6 +25,12 @@ impl Leg {
         Self { via: Via::udp_for(to), to, channel: None }
     }
 
+    /// Whether this is a stream whose far end is the peer itself.
+    #[must_use]
+    pub fn is_direct_stream(&self) -> bool {
+        matches!(self.via, Via::Stream(_)) && self.channel.is_none()
+    }
+
     /// Writes one message in place: `write` gets `room` bytes and answers how many it used, or `None`. Returns that.
     pub fn fill(
         &self,

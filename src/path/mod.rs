@@ -73,6 +73,8 @@ pub struct Path {
     wanted: Option<Instant>,
     trouble: Option<String>,
     last_tally: Option<(usize, usize, usize)>,
+    /// The peer opens super-packets, by its last word.
+    opens_super_packets: bool,
 }
 
 /// An introduction whose keys the peer may use.
@@ -99,6 +101,7 @@ impl Path {
             wanted: None,
             trouble: None,
             last_tally: None,
+            opens_super_packets: false,
         }
     }
 
@@ -198,6 +201,7 @@ impl Path {
     ) -> bool {
         let Some((keys, check)) = self.judge(attempt, received) else { return false };
         let now = ctx.now.instant;
+        self.opens_super_packets = received.message.capabilities() & stun::SUPER_PACKETS != 0;
         match check {
             Check::Request(transaction) => {
                 self.heard(leg, now);
@@ -304,7 +308,14 @@ impl Path {
     /// Whether full-sized packets are known to pass what carries now without being fragmented.
     #[must_use]
     pub fn passes_full_size(&self) -> bool {
-        self.carrier.is_some_and(|leg| self.ways.passes_full_size(leg))
+        self.carrier.is_some_and(|leg| leg.is_direct_stream() || self.ways.passes_full_size(leg))
+    }
+
+    /// Whether super-packets may leave whole: a stream has no size that it passes, but a relay would have to cut them for
+    /// its other side.
+    #[must_use]
+    pub fn carries_super_packets(&self) -> bool {
+        self.opens_super_packets && self.carrier.is_some_and(|leg| leg.is_direct_stream())
     }
 
     /// What carries now, for people.

@@ -21,7 +21,7 @@ const MARGIN: Duration = Duration::from_millis(3);
 const MARGIN_SHARE: u32 = 80;
 /// A packet of this size must pass unfragmented before the peer's TCP is told of full-sized segments: bytes of padding
 /// in a probe that makes an outer IPv4 packet of 1,464 bytes (see `node::outbound`).
-const FULL_SIZE_PADDING: u16 = 1320;
+const FULL_SIZE_PADDING: u16 = 1312;
 /// Full-sized probes per way.
 const FULL_SIZE_TRIES: u8 = 3;
 

@@ -13,6 +13,9 @@ use crate::identity::keys::WgPublic;
 use crate::identity::keys::WgSecret;
 use crate::wire::stun;
 
+/// What every check says that we can do.
+const CAPABILITIES: stun::Attribute = stun::Attribute::Capabilities(stun::SUPER_PACKETS);
+
 /// Which side of an introduction a member is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Side {
@@ -130,7 +133,7 @@ impl PairKeys {
     /// A check, `padding` bytes longer than it need be.
     #[must_use]
     pub fn request(&self, transaction: stun::TransactionId, padding: u16) -> Vec<u8> {
-        let mut attributes = vec![stun::Attribute::Username(self.username(self.side))];
+        let mut attributes = vec![stun::Attribute::Username(self.username(self.side)), CAPABILITIES];
         if padding > 0 {
             attributes.push(stun::Attribute::Padding(padding));
         }
@@ -142,6 +145,7 @@ impl PairKeys {
     pub fn success(&self, transaction: stun::TransactionId, from: SocketAddr) -> Vec<u8> {
         let attributes = vec![
             stun::Attribute::Username(self.username(self.side)),
+            CAPABILITIES,
             stun::Attribute::XorMappedAddress(from),
         ];
         self.emit(stun::Class::Success, transaction, attributes)

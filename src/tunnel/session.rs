@@ -148,6 +148,12 @@ pub fn header(message: &[u8]) -> Option<Header> {
     }
 }
 
+/// The bytes behind the packet at `packet` in what was opened of a message of `message_len` bytes: as authentic as it.
+#[must_use]
+pub fn behind(packet: &Range<usize>, message_len: usize) -> Range<usize> {
+    packet.end..(packet.start + message_len.saturating_sub(OVERHEAD)).max(packet.end)
+}
+
 /// Bytes to add to a packet of `len` bytes so that its length tells less; never beyond `mtu`.
 #[must_use]
 pub fn padding(len: usize, mtu: usize) -> usize {
@@ -158,6 +164,8 @@ pub fn padding(len: usize, mtu: usize) -> usize {
 pub struct Session {
     tunn: Tunn,
     established: bool,
+    /// The longest packet that may wait inside for the handshake.
+    longest_waiting: usize,
 }
 
 impl std::fmt::Debug for Session {
@@ -179,7 +187,7 @@ impl Session {
         let limiter = Arc::clone(&keys.limiter);
         let peer = x25519::PublicKey::from(peer.0);
         let tunn = Tunn::new(keys.secret.clone(), peer, preshared, keepalive, index.0, Some(limiter));
-        Self { tunn, established: false }
+        Self { tunn, established: false, longest_waiting: 0 }
     }
 
     /// Seals `packet` into `dst`, which needs [`OVERHEAD`] bytes more, and [`HANDSHAKE_LEN`] at least.
@@ -187,14 +195,18 @@ impl Session {
         if dst.len() < (packet.len() + OVERHEAD).max(HANDSHAKE_LEN) {
             return Sealed::Failed;
         }
-        match self.tunn.encapsulate(packet, dst) {
-            TunnResult::WriteToNetwork(message) if message.first() == Some(&4) => Sealed::Data(message.len()),
+        let sealed = match self.tunn.encapsulate(packet, dst) {
+            TunnResult::WriteToNetwork(message) if message.first() == Some(&4) => {
+                return Sealed::Data(message.len());
+            }
             TunnResult::WriteToNetwork(message) => Sealed::Handshake(message.len()),
             TunnResult::Done => Sealed::Waiting,
             TunnResult::Err(_) | TunnResult::WriteToTunnelV4(..) | TunnResult::WriteToTunnelV6(..) => {
                 Sealed::Failed
             }
-        }
+        };
+        self.longest_waiting = self.longest_waiting.max(packet.len());
+        sealed
     }
 
     /// Opens `message` into `dst`, which needs as many bytes, and [`HANDSHAKE_LEN`] at least.
@@ -223,8 +235,18 @@ impl Session {
         opened
     }
 
-    /// The next packet that waited for the handshake, sealed into `dst`; 0 when none is left.
+    /// Bytes that [`Self::flush`] needs.
+    #[must_use]
+    pub fn flush_room(&self) -> usize {
+        (self.longest_waiting + OVERHEAD).max(HANDSHAKE_LEN)
+    }
+
+    /// The next packet that waited for the handshake, sealed into `dst`, which needs [`Self::flush_room`] bytes; 0 when
+    /// none is left.
     pub fn flush(&mut self, dst: &mut [u8]) -> usize {
+        if dst.len() < self.flush_room() {
+            return 0;
+        }
         match self.tunn.decapsulate(None, &[], dst) {
             TunnResult::WriteToNetwork(message) => message.len(),
             _ => 0,

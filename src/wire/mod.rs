@@ -12,6 +12,7 @@ pub mod ip;
 pub mod profile;
 pub mod relay;
 pub mod stun;
+pub mod super_packet;
 pub mod tlv;
 
 /// What can be wrong with a message. Counted, not logged: whoever sends garbage decides how much.

@@ -47,6 +47,8 @@ use self::listener::Accept;
 use self::listener::Listeners;
 use self::port::Family;
 use self::port::Ports;
+use self::stream::INBOX_BULK;
+use self::stream::INBOX_FULL;
 use self::stream::Stream;
 use self::stream::Turn;
 use self::udp::TooBig;
@@ -94,6 +96,8 @@ pub struct Doors {
     listeners: Listeners,
     ports: Ports,
     streams: BTreeMap<StreamId, Stream>,
+    /// Largest receive buffer of a stream, bytes.
+    inbox_full: usize,
     deadlines: Deadlines,
     /// Streams that hold whole frames already, for the next turn.
     unread: Vec<StreamId>,
@@ -122,6 +126,7 @@ impl Doors {
             listeners: Listeners::new(),
             ports: Ports::default(),
             streams: BTreeMap::new(),
+            inbox_full: INBOX_FULL,
             deadlines: Deadlines::default(),
             unread: Vec::new(),
             ended: Vec::new(),
@@ -200,6 +205,12 @@ impl Doors {
     pub fn raise_ttl(&mut self, id: StreamId) {
         let raised = self.streams.get(&id).map(Stream::raise_ttl);
         debug_assert!(!matches!(raised, Some(Err(_))), "the time to live of a socket can always be set");
+    }
+
+    /// Gives streams receive buffers for several super-packets, four times the usual; they still grow only with what
+    /// arrives.
+    pub fn expect_super_packets(&mut self) {
+        self.inbox_full = INBOX_BULK;
     }
 
     /// Begins to open a stream; `Opened` or `Closed` follows. An older stream of this id is closed.
@@ -409,7 +420,7 @@ impl Doors {
 
     fn read_stream(&mut self, id: StreamId, on: &mut dyn FnMut(Event<'_>)) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
-        let turn = stream.read(&mut self.counters, |frame| {
+        let turn = stream.read(self.inbox_full, &mut self.counters, |frame| {
             on(Event::Stream { id, event: StreamEvent::Frame(frame) });
         });
         match turn {

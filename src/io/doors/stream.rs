@@ -48,10 +48,15 @@ const NOTSENT_LOWAT: u32 = 128 << 10;
 pub(super) const QUEUE_MAX: usize = 256 << 10;
 /// Frames handed out per turn.
 const TURN: usize = 64;
+/// Bytes handed out per turn. Reason: what is made of them is written in one go, and should still lie in the processor's
+/// cache then.
+const TURN_BYTES: usize = 256 << 10;
 /// Size of a fresh receive buffer, bytes; it doubles as bytes really arrive.
 const INBOX_FIRST: usize = 4 << 10;
-/// Largest receive buffer, bytes: one frame of the largest kind.
-const INBOX_FULL: usize = frame::HEADER_LEN + frame::MAX_PAYLOAD;
+/// Largest receive buffer, bytes, unless somebody says otherwise: one frame of the largest kind.
+pub(super) const INBOX_FULL: usize = frame::HEADER_LEN + frame::MAX_PAYLOAD;
+/// Largest receive buffer where super-packets come, bytes: several of them a read.
+pub(super) const INBOX_BULK: usize = 4 * INBOX_FULL;
 
 /// One stream.
 #[derive(Debug)]
@@ -205,25 +210,30 @@ impl Stream {
         self.queue.len()
     }
 
-    /// Hands out what is there, at most [`TURN`] frames.
+    /// Hands out what is there, at most [`TURN`] frames and about [`TURN_BYTES`]; the receive buffer may grow to `full`
+    /// bytes, at least [`INBOX_FULL`].
     pub(super) fn read(
         &mut self,
+        full: usize,
         counters: &mut Counters,
         mut on_frame: impl FnMut(&mut [u8]),
     ) -> Result<Turn, Gone> {
-        let (mut handed, mut drained) = (0, false);
+        let (mut handed, mut bytes, mut drained) = (0, 0, false);
         loop {
             match front(self.framing, self.inbox.waiting()) {
-                Ok(Front::Whole(_)) if handed == TURN => return Ok(Turn::More),
+                Ok(Front::Whole(_)) if handed == TURN || bytes >= TURN_BYTES => return Ok(Turn::More),
                 Ok(Front::Whole(len)) => {
                     self.frames += 1;
                     counters.frames_in += 1;
                     handed += 1;
+                    bytes += len;
                     on_frame(self.inbox.take(header(self.framing), len));
                 }
                 Ok(Front::Missing(_)) if drained => return Ok(Turn::Drained),
-                Ok(Front::Missing(_)) => {
-                    let room = self.inbox.room();
+                // The kernel has more, but it is somebody else's turn.
+                Ok(Front::Missing(_)) if bytes >= TURN_BYTES => return Ok(Turn::Drained),
+                Ok(Front::Missing(missing)) => {
+                    let room = self.inbox.room(missing, full);
                     let size = room.len();
                     match self.socket.read(room) {
                         Ok(0) => return Err(Gone::new(Why::Lost, "closed by the far end")),
@@ -431,15 +441,16 @@ impl Inbox {
         self.bytes.get_mut(from..from + len).unwrap_or_default()
     }
 
-    /// Where the next bytes go: never empty while a frame is unfinished.
-    fn room(&mut self) -> &mut [u8] {
-        if self.start > 0 {
+    /// Where the next bytes go: never empty while a frame is unfinished, of which `missing` bytes are to come at least.
+    fn room(&mut self, missing: usize, full: usize) -> &mut [u8] {
+        // An unfinished frame moves only when its end would not fit: most do not have to.
+        if self.start == self.end || self.bytes.len() - self.end < missing {
             self.bytes.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
         }
-        if self.pressed || self.end == self.bytes.len() {
-            let grown = (self.bytes.len() * 2).clamp(INBOX_FIRST, INBOX_FULL);
+        if (self.pressed || self.end == self.bytes.len()) && self.bytes.len() < full {
+            let grown = (self.bytes.len() * 2).clamp(INBOX_FIRST, full);
             self.bytes.resize(grown, 0);
         }
         self.bytes.get_mut(self.end..).unwrap_or_default()

@@ -53,6 +53,7 @@ mod number {
     pub(super) const RESPONSE_ORIGIN: u16 = 0x802b;
     pub(super) const OTHER_ADDRESS: u16 = 0x802c;
     pub(super) const STUNT_SERVER: u16 = 0xfe01;
+    pub(super) const CAPABILITIES: u16 = 0xfe02;
 }
 
 /// Bytes before an attribute's value.
@@ -253,6 +254,7 @@ fn number_of(attribute: &Attribute) -> u16 {
         Attribute::StuntProbe(_) => number::STUNT_PROBE,
         Attribute::StuntOutcome(_) => number::STUNT_OUTCOME,
         Attribute::StuntSegment(_) => number::STUNT_SEGMENT,
+        Attribute::Capabilities(_) => number::CAPABILITIES,
     }
 }
 
@@ -277,8 +279,8 @@ fn value_of(attribute: &Attribute, mask: [u8; 16]) -> Vec<u8> {
                 writer.u16(*number);
             }
         }
-        Attribute::Priority(priority) => {
-            writer.u32(*priority);
+        Attribute::Priority(bits) | Attribute::Capabilities(bits) => {
+            writer.u32(*bits);
         }
         Attribute::ChangeRequest { ip, port } => {
             writer.u32(if *ip { CHANGE_IP } else { 0 } | if *port { CHANGE_PORT } else { 0 });
@@ -351,6 +353,7 @@ fn attribute(number: u16, value: &[u8], mask: [u8; 16]) -> Result<Option<Attribu
         number::STUNT_PROBE => Attribute::StuntProbe(stunt::take_probe(&mut reader)?),
         number::STUNT_OUTCOME => Attribute::StuntOutcome(stunt::take_outcome(&mut reader)?),
         number::STUNT_SEGMENT => Attribute::StuntSegment(stunt::take_segment(&mut reader)?),
+        number::CAPABILITIES => Attribute::Capabilities(reader.u32()?),
         _ => return Ok(None),
     };
     if reader.is_empty() { Ok(Some(known)) } else { Err(WireError::Invalid) }

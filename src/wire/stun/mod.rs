@@ -21,10 +21,11 @@
 //! | TIMESTAMP | 0x7e03 | microseconds since 1970, u64 |
 //! | STUNT-PROBE, STUNT-OUTCOME, STUNT-SEGMENT | 0x7e04, 0x7e05, 0x7e06 | see [`stunt`] |
 //! | STUNT-SERVER | 0xfe01 | see [`stunt`]; may be ignored |
+//! | CAPABILITIES | 0xfe02 | what the sender can do beyond version 1, a bit each, u32 |
 //!
 //! RFC 8489 18.3 has no range for private use. Ours lie in the upper half (0x4000..=0x7fff) of the
 //! comprehension-required attributes, which needs no RFC, far from anything registered: a stock server that gets one of
-//! them refuses it instead of ignoring it.
+//! them refuses it instead of ignoring it. CAPABILITIES may be ignored: who does not know it has none.
 //!
 //! Why an own codec: integrity is checked over the very bytes that came in, RFC 3489 clients send no cookie, and a third
 //! of the attributes are our own. Of the ready-made ones `stun_codec` re-encodes what it decoded before it checks, and
@@ -49,6 +50,9 @@ pub const RELAY_BIND: u16 = 0x0e1;
 pub const STUNT_PROBE: u16 = 0x0e2;
 /// What did you see of me: answered with [`stunt::Segment`]s. Our own.
 pub const STUNT_SEEN: u16 = 0x0e3;
+
+/// A bit of CAPABILITIES: opens a super-packet that was sealed as one message ([`crate::wire::super_packet`]).
+pub const SUPER_PACKETS: u32 = 1;
 
 /// Bytes before the attributes (RFC 8489 5).
 pub const HEADER_LEN: usize = 20;
@@ -126,6 +130,8 @@ pub enum Attribute {
     StuntOutcome(stunt::Outcome),
     /// Own: a segment as it arrived.
     StuntSegment(stunt::Segment),
+    /// Own: a bit for each thing that the sender can do, see [`SUPER_PACKETS`].
+    Capabilities(u32),
 }
 
 /// A message: who asks what.
@@ -310,6 +316,12 @@ impl Message {
         now.or_else(|| {
             self.find(|a| if let Attribute::ChangedAddress(addr) = a { Some(*addr) } else { None })
         })
+    }
+
+    /// The CAPABILITIES in it; none where it has none.
+    #[must_use]
+    pub fn capabilities(&self) -> u32 {
+        self.find(|a| if let Attribute::Capabilities(bits) = a { Some(*bits) } else { None }).unwrap_or(0)
     }
 
     /// The error code and text in it.

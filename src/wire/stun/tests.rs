@@ -376,6 +376,7 @@ fn attribute() -> impl Strategy<Value = Attribute> {
         stunt::arbitrary::probe().prop_map(Attribute::StuntProbe),
         stunt::arbitrary::outcome().prop_map(Attribute::StuntOutcome),
         stunt::arbitrary::segment().prop_map(Attribute::StuntSegment),
+        any::<u32>().prop_map(Attribute::Capabilities),
     ]
 }
 
