@@ -123,6 +123,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             noise: vec![1; 148],
         },
         ToBroker::Convey { attempt: AttemptId([6; 16]), noise: vec![2; 92] },
+        ToBroker::Ready {
+            attempt: AttemptId([6; 16]),
+            round: 1,
+            endpoints: vec!["203.0.113.5:50000".parse()?; 2],
+            rtt: 80,
+        },
         ToBroker::Renew { request: RequestId(4), csr: request },
         ToBroker::Ping { nonce: 5 },
     ];
@@ -156,6 +162,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             noise: vec![1; 148],
         }),
         FromBroker::Conveyed { attempt: AttemptId([6; 16]), noise: vec![2; 92] },
+        FromBroker::Awaited { attempt: AttemptId([6; 16]), round: 1 },
+        FromBroker::Go {
+            attempt: AttemptId([6; 16]),
+            round: 1,
+            endpoints: vec!["203.0.113.5:50000".parse()?; 2],
+            wait: 10,
+        },
         FromBroker::Changed(member),
         FromBroker::Revocations(signed),
         FromBroker::Renewed { request: RequestId(4), certificate: certificate.der },

@@ -337,6 +337,30 @@ async fn a_udp_registration_tells_both_sides_the_mapped_address_and_replays_do_n
 }
 
 #[tokio::test]
+async fn a_member_learns_what_its_tcp_connection_looks_like_and_a_stranger_learns_nothing() {
+    let net = Network::new().await;
+    let anna = net.member("anna").await;
+    let (anna, registered) = net.join(&anna).await;
+    let ask = async |question: &[u8]| {
+        let mut stream = TcpStream::connect(net.address).await.unwrap();
+        let local = stream.local_addr().unwrap();
+        stream.write_all(question).await.unwrap();
+        let mut answer = vec![0; 512];
+        let len = stream.read(&mut answer).await.unwrap_or(0);
+        answer.truncate(len);
+        (local, answer)
+    };
+    let (local, answer) = ask(&registration(&registered, &anna.key, 1)).await;
+    let answer = Received::parse(&answer).unwrap();
+    assert!(answer.is_authentic(&anna.key));
+    assert_eq!(answer.message.mapped(), Some(local));
+    let (_, answer) = ask(&registration(&registered, &[9; 32], 2)).await;
+    assert_eq!(answer, b"", "a wrong key");
+    let plain = Message::request(BINDING, TransactionId([1; 12])).emit(Integrity::None);
+    assert_eq!(ask(&plain).await.1, b"", "no key at all");
+}
+
+#[tokio::test]
 async fn strangers_get_a_plain_binding_answer_and_garbage_gets_none() {
     let net = Network::new().await;
     let server = net.address;

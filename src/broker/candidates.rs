@@ -31,6 +31,13 @@ pub fn fit_for_relays(claimed: &[Candidate], inside: impl Fn(IpAddr) -> bool) ->
     })
 }
 
+/// The endpoints of a punch that are fit to be dialled, in their order.
+#[must_use]
+pub fn fit_endpoints(claimed: &[SocketAddr], inside: impl Fn(IpAddr) -> bool) -> Vec<SocketAddr> {
+    let fit = |addr: &SocketAddr| is_candidate(*addr) && addr.port() >= FIRST_PORT && !inside(addr.ip());
+    claimed.iter().map(|addr| canonical(*addr)).filter(fit).collect()
+}
+
 fn keep(claimed: &[Candidate], fit: impl Fn(SocketAddr) -> bool) -> Vec<Candidate> {
     let mut kept: Vec<Candidate> = Vec::new();
     for candidate in claimed {

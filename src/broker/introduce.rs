@@ -12,6 +12,7 @@ use crate::base::time::Now;
 use crate::broker::registry::Action;
 use crate::broker::registry::Broker;
 use crate::broker::registry::ConnId;
+use crate::broker::start::Start;
 use crate::broker::relays;
 use crate::broker::relays::choose_relays;
 use crate::identity::names::MemberName;
@@ -42,6 +43,7 @@ struct Attempt {
     sides: [MemberName; 2],
     conveyed: [u8; 2],
     relays: Vec<MemberName>,
+    start: Start,
 }
 
 impl Attempts {
@@ -49,7 +51,7 @@ impl Attempts {
         for relay in &relays {
             *self.load.entry(relay.clone()).or_default() += 1;
         }
-        self.open.insert(id, Attempt { sides, conveyed: [0; 2], relays });
+        self.open.insert(id, Attempt { sides, conveyed: [0; 2], relays, start: Start::default() });
         self.expiry.push_back((now + ATTEMPT_LIFE, id));
     }
 
@@ -70,22 +72,41 @@ impl Attempts {
         self.load.get(relay).copied().unwrap_or(0)
     }
 
+    /// What is kept of the start of `id`'s TCP punching, who takes part, and whether `from` is the second of them.
+    pub(super) fn start_of(
+        &mut self,
+        id: AttemptId,
+        from: &MemberName,
+    ) -> Result<(&mut Start, [MemberName; 2], bool), Refusal> {
+        let attempt = self.open.get_mut(&id).ok_or(Refusal::NotFound)?;
+        let second = attempt.is_second(from)?;
+        Ok((&mut attempt.start, attempt.sides.clone(), second))
+    }
+
     /// The side that `from`'s next message goes to.
     fn convey(&mut self, id: AttemptId, from: &MemberName) -> Result<&MemberName, Refusal> {
         let attempt = self.open.get_mut(&id).ok_or(Refusal::NotFound)?;
+        let second = attempt.is_second(from)?;
         let [a, b] = &attempt.sides;
         let [sent_by_a, sent_by_b] = &mut attempt.conveyed;
-        let (other, sent) = match from {
-            from if from == a => (b, sent_by_a),
-            from if from == b => (a, sent_by_b),
-            // Not its business: the same answer as for an attempt that never was.
-            _ => return Err(Refusal::NotFound),
-        };
+        let (other, sent) = if second { (a, sent_by_b) } else { (b, sent_by_a) };
         if *sent >= MAX_CONVEYED {
             return Err(Refusal::TooMany);
         }
         *sent += 1;
         Ok(other)
+    }
+}
+
+impl Attempt {
+    /// Whether `member` is the side that was asked for. Whoever is neither gets the same answer as for an attempt that
+    /// never was.
+    fn is_second(&self, member: &MemberName) -> Result<bool, Refusal> {
+        match &self.sides {
+            [first, _] if first == member => Ok(false),
+            [_, second] if second == member => Ok(true),
+            _ => Err(Refusal::NotFound),
+        }
     }
 }
 

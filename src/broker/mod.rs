@@ -23,6 +23,7 @@ pub mod registry;
 pub mod relays;
 pub mod renewal;
 mod requests;
+mod start;
 
 #[cfg(test)]
 pub(crate) mod tests;

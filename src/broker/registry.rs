@@ -138,6 +138,8 @@ pub struct Counters {
     pub introduced: u64,
     /// Handshake messages handed on.
     pub conveyed: u64,
+    /// Rounds of TCP punching that were begun.
+    pub started: u64,
     /// Requests refused.
     pub refused: u64,
     /// Requests over a rate.
@@ -258,6 +260,9 @@ impl Broker {
                 }
             }
             ToBroker::Convey { attempt, noise } => self.convey(conn, attempt, noise, out),
+            ToBroker::Ready { attempt, round, endpoints, rtt } => {
+                self.on_ready(conn, attempt, round, &endpoints, rtt, out);
+            }
             ToBroker::Renew { request, csr } => self.on_renew(conn, request, &csr, now, out),
         }
     }
@@ -508,6 +513,7 @@ fn request_of(message: &ToBroker) -> RequestId {
         | ToBroker::Register(_)
         | ToBroker::Update { .. }
         | ToBroker::Convey { .. }
+        | ToBroker::Ready { .. }
         | ToBroker::Ping { .. } => RequestId(0),
     }
 }

@@ -325,6 +325,34 @@ fn four_handshake_messages_a_side_may_pass_and_no_stranger_joins_in() {
 }
 
 #[test]
+fn both_sides_of_a_punch_begin_when_both_are_ready() {
+    let mut s = Story::with_two();
+    let carl = ConnId(3);
+    s.join(carl, certificate("carl", 3), false);
+    s.ask_for_bert(1);
+    let attempt = s.offers(ANNA)[0].attempt;
+    s.out.clear();
+    let ready = |endpoints: &[&str], rtt| {
+        let endpoints = endpoints.iter().map(|at| at.parse().unwrap()).collect();
+        ToBroker::Ready { attempt, round: 1, endpoints, rtt }
+    };
+    s.say(carl, ready(&["203.0.113.9:4000"], 1));
+    assert_eq!(s.refusals(carl), [(RequestId(0), Refusal::NotFound)], "it is not his");
+    s.say(ANNA, ready(&["203.0.113.1:4000", "203.0.113.1:22", "127.0.0.1:4000", "10.77.0.9:4000"], 30));
+    assert_eq!(s.sent(BERT), [FromBroker::Awaited { attempt, round: 1 }]);
+    s.out.clear();
+    s.say(BERT, ready(&["203.0.113.2:5000"], 10));
+    let go = |endpoint: &str, wait| FromBroker::Go {
+        attempt,
+        round: 1,
+        endpoints: vec![endpoint.parse().unwrap()],
+        wait,
+    };
+    assert_eq!(s.sent(ANNA), [go("203.0.113.2:5000", 0)]);
+    assert_eq!(s.sent(BERT), [go("203.0.113.1:4000", 10)], "only what is fit to be dialled");
+}
+
+#[test]
 fn an_attempt_is_forgotten_after_half_a_minute() {
     let mut s = Story::with_two();
     s.ask_for_bert(1);

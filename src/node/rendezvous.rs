@@ -179,6 +179,7 @@ impl Node {
                 let Some(id) = self.peers.by_attempt(&attempt) else { return };
                 self.handle_noise(&Origin::Broker(attempt, id, Vec::new()), &noise, now, out);
             }
+            FromBroker::Awaited { .. } | FromBroker::Go { .. } => {}
             FromBroker::Changed(record) => {
                 if self.learn(&record, now, out).is_some() {
                     self.announce_directory(out);

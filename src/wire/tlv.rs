@@ -65,6 +65,11 @@ impl<'a> Fields<'a> {
         exactly(self.required(tag)?)
     }
 
+    /// A required byte.
+    pub(super) fn byte(self, tag: u8) -> Result<u8, WireError> {
+        self.array::<1>(tag).map(|[byte]| byte)
+    }
+
     /// A required value of at most `max` bytes.
     pub(super) fn bytes(self, tag: u8, max: usize) -> Result<Vec<u8>, WireError> {
         bounded(self.required(tag)?, max)

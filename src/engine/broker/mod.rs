@@ -9,6 +9,7 @@
 //! What is lost with the process is presence, and members bring that back when they reconnect.
 
 mod hub;
+mod look;
 mod server;
 pub mod store;
 mod udp;

@@ -28,6 +28,7 @@ use crate::broker::admission::Source;
 use crate::broker::registry::ConnId;
 use crate::engine::broker::hub::Hub;
 use crate::engine::broker::hub::Ticket;
+use crate::engine::broker::look;
 use crate::engine::broker::work::Work;
 use crate::engine::clock;
 use crate::engine::framed::FrameReader;
@@ -72,7 +73,7 @@ pub(super) async fn listen(hub: Arc<Hub>, listener: TcpListener) {
 }
 
 /// Counts a connection as half open while it lives.
-struct Pass {
+pub(super) struct Pass {
     hub: Arc<Hub>,
     ip: IpAddr,
 }
@@ -99,6 +100,12 @@ impl Drop for Pass {
 }
 
 async fn connection(hub: Arc<Hub>, stream: TcpStream, source: SocketAddr, pass: Pass) {
+    // A TLS record of a client begins with 22 (RFC 8446 5.1), a STUN request with 0 (RFC 8489 5).
+    let mut first = [0];
+    let peeked = tokio::time::timeout(HANDSHAKE, stream.peek(&mut first)).await;
+    if matches!(peeked, Ok(Ok(1))) && first == [0] {
+        return look::serve(&hub, stream, source, pass).await;
+    }
     let tls = tokio::time::timeout(HANDSHAKE, handshake(&hub, stream)).await;
     let Ok(Some(tls)) = tls else { return };
     let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|der| der.to_vec());
@@ -281,6 +288,6 @@ async fn write_all<W: AsyncWrite + Unpin>(
     "closed by the broker"
 }
 
-fn count(counter: &AtomicU64) {
+pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }

@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::RwLock;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
@@ -28,12 +29,37 @@ use crate::wire::stun::Class;
 use crate::wire::stun::Integrity;
 use crate::wire::stun::Received;
 
+/// TCP connections with which one member may ask what it looks like at a time: more than its attempts at direct
+/// connections that run at once.
+const MAX_LOOKS: usize = 32;
+
 /// What is needed to answer one member's registrations.
 #[derive(Debug)]
 struct Registered {
     key: [u8; 32],
     /// The newest accepted, for IPv4 and IPv6: its time and its source.
     last: Mutex<[Option<(u64, SocketAddr)>; 2]>,
+    /// TCP connections that ask what they look like, open now.
+    looks: AtomicUsize,
+}
+
+/// One TCP connection of a member that asks what it looks like; counted while it lives.
+#[derive(Debug)]
+pub(super) struct Look {
+    of: Arc<Registered>,
+}
+
+impl Look {
+    /// The key of its answers.
+    pub(super) fn key(&self) -> &[u8; 32] {
+        &self.of.key
+    }
+}
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        self.of.looks.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What became of a registration.
@@ -54,7 +80,7 @@ pub(super) struct Registrations(RwLock<HashMap<RegistrationId, Arc<Registered>>>
 impl Registrations {
     /// From now on `id` may register with `key`.
     pub(super) fn allow(&self, id: RegistrationId, key: [u8; 32]) {
-        let entry = Arc::new(Registered { key, last: Mutex::default() });
+        let entry = Arc::new(Registered { key, last: Mutex::default(), looks: AtomicUsize::new(0) });
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, entry);
     }
 
@@ -66,6 +92,25 @@ impl Registrations {
     fn find(&self, id: RegistrationId) -> Option<Arc<Registered>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
+}
+
+/// Who sent a message, if it is authentic.
+fn sender(registrations: &Registrations, received: &Received<'_>) -> Option<(RegistrationId, Arc<Registered>)> {
+    let message = &received.message;
+    if message.class != Class::Request || message.method != BINDING {
+        return None;
+    }
+    let id = RegistrationId(u64::from_be_bytes(message.username()?.try_into().ok()?));
+    let entry = registrations.find(id)?;
+    received.is_authentic(&entry.key).then_some((id, entry))
+}
+
+/// The first message of a TCP connection that asks what it looks like. `None` if it is not a member's, or its member has
+/// [`MAX_LOOKS`] such connections already. A replay is harmless: it is told its own address, which its handshake proves.
+pub(super) fn look(registrations: &Registrations, received: &Received<'_>) -> Option<Look> {
+    let (_, of) = sender(registrations, received)?;
+    let before = of.looks.fetch_add(1, Ordering::Relaxed);
+    Some(Look { of }).filter(|_| before < MAX_LOOKS)
 }
 
 impl Registered {
@@ -95,16 +140,8 @@ pub(super) fn judge(
     received: &Received<'_>,
     from: SocketAddr,
 ) -> Option<(RegistrationId, [u8; 32], Verdict)> {
-    let message = &received.message;
-    if message.class != Class::Request || message.method != BINDING {
-        return None;
-    }
-    let id = RegistrationId(u64::from_be_bytes(message.username()?.try_into().ok()?));
-    let entry = registrations.find(id)?;
-    if !received.is_authentic(&entry.key) {
-        return None;
-    }
-    let verdict = entry.judge(message.timestamp()?, from);
+    let (id, entry) = sender(registrations, received)?;
+    let verdict = entry.judge(received.message.timestamp()?, from);
     (verdict != Verdict::Ignore).then_some((id, entry.key, verdict))
 }
 

@@ -15,7 +15,9 @@
 //! | 0x05 | List | REQUEST NAME | 0x85 | Listing | REQUEST MEMBER* MORE |
 //! | 0x06 | Connect | REQUEST, NAME or ADDRESS, NOISE | 0x86 | Offer | ATTEMPT REQUEST MEMBER CANDIDATE* PROFILE RELAY* NOISE |
 //! | 0x07 | Convey | ATTEMPT NOISE | 0x87 | Conveyed | ATTEMPT NOISE |
-//! | | | | 0x88 | Changed | MEMBER |
+//! | 0x08 | Ready | ATTEMPT ROUND ENDPOINT* MILLIS | 0x88 | Changed | MEMBER |
+//! | | | | 0x8d | Awaited | ATTEMPT ROUND |
+//! | | | | 0x8e | Go | ATTEMPT ROUND ENDPOINT* MILLIS |
 //! | | | | 0x89 | Revocations | REVOCATIONS |
 //! | 0x0a | Renew | REQUEST SIGNING_REQUEST | 0x8a | Renewed | REQUEST CERTIFICATE |
 //! | | | | 0x8b | Refused | REQUEST REFUSAL TEXT |
@@ -32,6 +34,7 @@ use std::time::Duration;
 use super::FromBroker;
 use super::MAX_AUTHENTICATED;
 use super::MAX_CERTIFICATE;
+use super::MAX_ENDPOINTS;
 use super::MAX_LISTED;
 use super::MAX_NOISE;
 use super::MAX_RELAYS;
@@ -40,6 +43,7 @@ use super::MAX_REVOCATIONS;
 use super::MAX_STUN;
 use super::MAX_TOKEN;
 use super::MAX_UDP;
+use super::MAX_WAIT;
 use super::MemberRecord;
 use super::Offer;
 use super::Refusal;
@@ -74,6 +78,7 @@ mod kind {
     pub(super) const LIST: u8 = 0x05;
     pub(super) const CONNECT: u8 = 0x06;
     pub(super) const CONVEY: u8 = 0x07;
+    pub(super) const READY: u8 = 0x08;
     pub(super) const RENEW: u8 = 0x0a;
     pub(super) const PING: u8 = 0x0c;
     pub(super) const ENROLLED: u8 = 0x81;
@@ -87,6 +92,8 @@ mod kind {
     pub(super) const RENEWED: u8 = 0x8a;
     pub(super) const REFUSED: u8 = 0x8b;
     pub(super) const PONG: u8 = 0x8c;
+    pub(super) const AWAITED: u8 = 0x8d;
+    pub(super) const GO: u8 = 0x8e;
 }
 
 mod tag {
@@ -120,6 +127,8 @@ mod tag {
     pub(super) const REFUSAL: u8 = 28;
     pub(super) const TEXT: u8 = 29;
     pub(super) const STUN: u8 = 30;
+    pub(super) const ROUND: u8 = 31;
+    pub(super) const MILLIS: u8 = 32;
 }
 
 impl ToBroker {
@@ -134,6 +143,7 @@ impl ToBroker {
             Self::List { .. } => kind::LIST,
             Self::Connect { .. } => kind::CONNECT,
             Self::Convey { .. } => kind::CONVEY,
+            Self::Ready { .. } => kind::READY,
             Self::Renew { .. } => kind::RENEW,
             Self::Ping { .. } => kind::PING,
         });
@@ -166,6 +176,9 @@ impl ToBroker {
             }
             Self::Convey { attempt, noise } => {
                 m.field(tag::ATTEMPT, &attempt.0).noise(noise);
+            }
+            Self::Ready { attempt, round, endpoints, rtt } => {
+                m.round(*attempt, *round).endpoints(endpoints).millis(*rtt);
             }
             Self::Renew { request, csr } => {
                 m.request(*request).capped(tag::SIGNING_REQUEST, csr, MAX_REQUEST);
@@ -212,6 +225,12 @@ impl ToBroker {
                 attempt: AttemptId(f.array(tag::ATTEMPT)?),
                 noise: f.nonempty(tag::NOISE, MAX_NOISE)?,
             },
+            kind::READY => Self::Ready {
+                attempt: AttemptId(f.array(tag::ATTEMPT)?),
+                round: f.byte(tag::ROUND)?,
+                endpoints: endpoints(f)?,
+                rtt: millis(f)?,
+            },
             kind::RENEW => {
                 Self::Renew { request: request(f)?, csr: f.bytes(tag::SIGNING_REQUEST, MAX_REQUEST)? }
             }
@@ -238,6 +257,8 @@ impl FromBroker {
             Self::Renewed { .. } => kind::RENEWED,
             Self::Refused { .. } => kind::REFUSED,
             Self::Pong { .. } => kind::PONG,
+            Self::Awaited { .. } => kind::AWAITED,
+            Self::Go { .. } => kind::GO,
         });
         match self {
             Self::Enrolled { certificate } => {
@@ -302,6 +323,12 @@ impl FromBroker {
             Self::Pong { nonce } => {
                 m.field(tag::NONCE, &nonce.to_be_bytes());
             }
+            Self::Awaited { attempt, round } => {
+                m.round(*attempt, *round);
+            }
+            Self::Go { attempt, round, endpoints, wait } => {
+                m.round(*attempt, *round).endpoints(endpoints).millis((*wait).min(MAX_WAIT));
+            }
         }
         m.finish()
     }
@@ -357,6 +384,15 @@ impl FromBroker {
                 text: f.text(tag::TEXT)?,
             },
             kind::PONG => Self::Pong { nonce: u32::from_be_bytes(f.array(tag::NONCE)?) },
+            kind::AWAITED => {
+                Self::Awaited { attempt: AttemptId(f.array(tag::ATTEMPT)?), round: f.byte(tag::ROUND)? }
+            }
+            kind::GO => Self::Go {
+                attempt: AttemptId(f.array(tag::ATTEMPT)?),
+                round: f.byte(tag::ROUND)?,
+                endpoints: endpoints(f)?,
+                wait: Some(millis(f)?).filter(|wait| *wait <= MAX_WAIT).ok_or(WireError::Invalid)?,
+            },
             _ => return Err(WireError::Unknown),
         })
     }
@@ -400,6 +436,21 @@ impl Emitter {
         let mut writer = Writer::new();
         profile::put_endpoint(&mut writer, addr);
         self.field(tag, writer.as_slice())
+    }
+
+    fn round(&mut self, attempt: AttemptId, round: u8) -> &mut Self {
+        self.field(tag::ATTEMPT, &attempt.0).field(tag::ROUND, &[round])
+    }
+
+    fn endpoints(&mut self, endpoints: &[SocketAddr]) -> &mut Self {
+        for addr in endpoints.iter().take(MAX_ENDPOINTS) {
+            self.endpoint(tag::ENDPOINT, *addr);
+        }
+        self
+    }
+
+    fn millis(&mut self, millis: u16) -> &mut Self {
+        if millis == 0 { self } else { self.field(tag::MILLIS, &millis.to_be_bytes()) }
     }
 
     fn candidates(&mut self, tag: u8, candidates: &[Candidate]) -> &mut Self {
@@ -478,6 +529,17 @@ fn target(f: Fields<'_>) -> Result<Target, WireError> {
 
 fn endpoint(value: &[u8]) -> Result<SocketAddr, WireError> {
     whole(value, profile::take_endpoint)
+}
+
+fn endpoints(f: Fields<'_>) -> Result<Vec<SocketAddr>, WireError> {
+    f.list(tag::ENDPOINT, MAX_ENDPOINTS)?.map(endpoint).collect()
+}
+
+fn millis(f: Fields<'_>) -> Result<u16, WireError> {
+    match f.optional(tag::MILLIS)? {
+        None => Ok(0),
+        Some(_) => f.array(tag::MILLIS).map(u16::from_be_bytes),
+    }
 }
 
 /// Candidates of a transport or kind that this program does not know are passed over.

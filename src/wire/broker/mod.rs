@@ -38,6 +38,10 @@ pub const MAX_REVOCATIONS: usize = MAX_AUTHENTICATED - 4;
 pub const MAX_RELAYS: usize = 4;
 /// Most members in one listing; the next listing goes on after the last.
 pub const MAX_LISTED: usize = 64;
+/// Most endpoints that one side of a punch names: five guesses, and one or two in the other family.
+pub const MAX_ENDPOINTS: usize = 8;
+/// Longest that a punch waits for the other side, milliseconds: half of a satellite's round trip, and room.
+pub const MAX_WAIT: u16 = 1000;
 /// Most addresses at which a broker takes UDP registrations.
 pub const MAX_UDP: usize = 8;
 /// Most STUN servers that a broker names: two for RFC 5780's tests, in two families, and as many in reserve.
@@ -100,6 +104,18 @@ pub enum ToBroker {
         attempt: AttemptId,
         /// At most [`MAX_NOISE`].
         noise: Vec<u8>,
+    },
+    /// Ready for round `round` of the attempt's TCP punching: dial me at these endpoints, the likeliest first, when the
+    /// broker says so.
+    Ready {
+        /// The introduction that it belongs to.
+        attempt: AttemptId,
+        /// Counted from 1.
+        round: u8,
+        /// At most [`MAX_ENDPOINTS`].
+        endpoints: Vec<SocketAddr>,
+        /// Our round trip to the broker, milliseconds.
+        rtt: u16,
     },
     /// A new certificate for the same holder, please; `csr` is a signing request of the same keys.
     Renew {
@@ -248,6 +264,25 @@ pub enum FromBroker {
         attempt: AttemptId,
         /// At most [`MAX_NOISE`].
         noise: Vec<u8>,
+    },
+    /// The other side of `attempt` is ready for this round of TCP punching, and waits.
+    Awaited {
+        /// The introduction that it belongs to.
+        attempt: AttemptId,
+        /// Counted from 1.
+        round: u8,
+    },
+    /// Both sides are ready: dial these, all of them, `wait` after this message came. The waits differ by what the
+    /// broker's words need longer to one side than to the other, so that both begin at once.
+    Go {
+        /// The introduction that it belongs to.
+        attempt: AttemptId,
+        /// Counted from 1.
+        round: u8,
+        /// The peer's, as it named them.
+        endpoints: Vec<SocketAddr>,
+        /// Milliseconds, at most [`MAX_WAIT`].
+        wait: u16,
     },
     /// A member came, changed or went.
     Changed(MemberRecord),

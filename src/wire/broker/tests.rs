@@ -37,6 +37,10 @@ fn request() -> impl Strategy<Value = RequestId> {
     any::<u32>().prop_map(RequestId)
 }
 
+fn endpoints() -> impl Strategy<Value = Vec<SocketAddr>> {
+    vec(endpoint(), 0..=MAX_ENDPOINTS)
+}
+
 fn attempt() -> impl Strategy<Value = AttemptId> {
     any::<[u8; 16]>().prop_map(AttemptId)
 }
@@ -90,6 +94,8 @@ fn to_broker() -> impl Strategy<Value = ToBroker> {
         }),
         (attempt(), vec(any::<u8>(), 1..=MAX_NOISE))
             .prop_map(|(attempt, noise)| ToBroker::Convey { attempt, noise }),
+        (attempt(), any::<u8>(), endpoints(), any::<u16>())
+            .prop_map(|(attempt, round, endpoints, rtt)| ToBroker::Ready { attempt, round, endpoints, rtt }),
         (request(), vec(any::<u8>(), 0..MAX_REQUEST))
             .prop_map(|(request, csr)| ToBroker::Renew { request, csr }),
         any::<u32>().prop_map(|nonce| ToBroker::Ping { nonce }),
@@ -146,6 +152,9 @@ fn from_broker() -> impl Strategy<Value = FromBroker> {
             text
         }),
         any::<u32>().prop_map(|nonce| FromBroker::Pong { nonce }),
+        (attempt(), any::<u8>()).prop_map(|(attempt, round)| FromBroker::Awaited { attempt, round }),
+        (attempt(), any::<u8>(), endpoints(), 0..=MAX_WAIT)
+            .prop_map(|(attempt, round, endpoints, wait)| FromBroker::Go { attempt, round, endpoints, wait }),
     ]
 }
 
@@ -376,6 +385,16 @@ fn golden_to() -> Vec<(ToBroker, &'static str)> {
             ToBroker::Convey { attempt: ATTEMPT, noise: vec![2, 0, 0, 0] },
             "07 0f0010 000102030405060708090a0b0c0d0e0f 0e0004 02000000",
         ),
+        (
+            ToBroker::Ready {
+                attempt: ATTEMPT,
+                round: 2,
+                endpoints: vec!["203.0.113.5:20001".parse().unwrap(), "203.0.113.5:20002".parse().unwrap()],
+                rtt: 80,
+            },
+            "08 0f0010 000102030405060708090a0b0c0d0e0f 1f0001 02 0b0007 04cb007105 4e21 0b0007 04cb007105 4e22 \
+             200002 0050",
+        ),
         (ToBroker::Renew { request: RequestId(7), csr: vec![0xcc] }, "0a 010004 00000007 040001 cc"),
         (ToBroker::Ping { nonce: 8 }, "0c 020004 00000008"),
     ]
@@ -438,6 +457,19 @@ fn golden_from() -> Vec<(FromBroker, &'static str)> {
             "8b 010004 00000004 1c0001 02 1d0003 6f6666",
         ),
         (FromBroker::Pong { nonce: 8 }, "8c 020004 00000008"),
+        (
+            FromBroker::Awaited { attempt: ATTEMPT, round: 1 },
+            "8d 0f0010 000102030405060708090a0b0c0d0e0f 1f0001 01",
+        ),
+        (
+            FromBroker::Go {
+                attempt: ATTEMPT,
+                round: 1,
+                endpoints: vec!["203.0.113.5:20001".parse().unwrap()],
+                wait: 0,
+            },
+            "8e 0f0010 000102030405060708090a0b0c0d0e0f 1f0001 01 0b0007 04cb007105 4e21",
+        ),
     ]
 }
 
