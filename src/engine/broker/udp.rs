@@ -95,7 +95,10 @@ impl Registrations {
 }
 
 /// Who sent a message, if it is authentic.
-fn sender(registrations: &Registrations, received: &Received<'_>) -> Option<(RegistrationId, Arc<Registered>)> {
+fn sender(
+    registrations: &Registrations,
+    received: &Received<'_>,
+) -> Option<(RegistrationId, Arc<Registered>)> {
     let message = &received.message;
     if message.class != Class::Request || message.method != BINDING {
         return None;
