@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ntcp_overlay::base::id::RequestId;
 use ntcp_overlay::config::credentials::load_authority;
+use ntcp_overlay::config::proxy::Proxies;
 use ntcp_overlay::config::settings::Listen;
 use ntcp_overlay::engine::broker::BrokerConfig;
 use ntcp_overlay::engine::broker::BrokerServer;
@@ -688,7 +689,7 @@ impl Machine {
     }
 
     async fn redeem(&self, invite: &Invite) -> Result<Certificate, EnrollError> {
-        enroll::redeem(invite, &self.request).await.map(|(_, certificate)| certificate)
+        enroll::redeem(invite, &self.request, &Proxies::none()).await.map(|(_, certificate)| certificate)
     }
 
     fn with(
@@ -759,7 +760,8 @@ impl Member {
 
 fn link_to(brokers: Vec<BrokerAddr>, who: &Credentials) -> (LinkHandle, mpsc::Receiver<LinkEvent>) {
     let (sender, events) = mpsc::channel(64);
-    let config = LinkConfig { brokers, credentials: who.clone(), register: register() };
+    let config =
+        LinkConfig { brokers, proxies: Proxies::none(), credentials: who.clone(), register: register() };
     (Link::spawn(config, sender), events)
 }
 

@@ -17,6 +17,8 @@ use tracing::Level;
 use super::file;
 use super::file::ConfigError;
 use super::file::Parsed;
+use super::proxy::Proxies;
+use super::proxy::Proxy;
 use super::settings::BROKER_PORT;
 use super::settings::Broker;
 use super::settings::DEFAULT_CERTIFICATE_TTL;
@@ -31,6 +33,7 @@ use super::settings::MTU_RANGE;
 use super::settings::Member;
 use super::settings::Network;
 use super::settings::Overrides;
+use super::settings::ProxyChoice;
 use super::settings::RELAY_PORT;
 use super::settings::Relay;
 use super::settings::STUN_PORT;
@@ -80,7 +83,7 @@ impl Settings {
             control: over.control.unwrap_or_else(|| path(file.control.socket.as_ref(), DEFAULT_CONTROL)),
             log: from.log(&file.log)?,
             network: from.network(&file.network, over.network)?,
-            member: from.member(&file.member, over.name, over.join, over.hosts_file, around.hostname)?,
+            member: from.member(&file.member, over.name, over.join, over.hosts_file, around)?,
             broker: from.broker(&file.broker, over.advertise)?,
             relay: from.relay(&file.relay)?,
             stun: from.stun(&file.stun)?,
@@ -125,13 +128,13 @@ impl Source<'_> {
         name: Option<MemberName>,
         join: Option<Secret>,
         hosts_file: bool,
-        hostname: &str,
+        around: &Surroundings<'_>,
     ) -> Result<Member, ConfigError> {
         let name = match name {
             Some(name) => name,
             None => self
                 .parsed("member.name", member.name.as_ref())?
-                .unwrap_or_else(|| MemberName::nearest(hostname)),
+                .unwrap_or_else(|| MemberName::nearest(around.hostname)),
         };
         let mtu = member.mtu.unwrap_or(DEFAULT_MTU);
         if !MTU_RANGE.contains(&mtu) {
@@ -158,11 +161,27 @@ impl Source<'_> {
                 STUN_PORT,
                 MAX_STUN_SERVERS,
             )?,
+            port_mapping: member.port_mapping.unwrap_or(true),
+            proxy: self.proxy(member.proxy.as_deref(), around)?,
             hosts_file: hosts_file || member.hosts_file.unwrap_or(false),
             relay: member.relay.unwrap_or(true),
             udp,
             offload: member.offload.unwrap_or(true),
         })
+    }
+
+    fn proxy(&self, text: Option<&str>, around: &Surroundings<'_>) -> Result<ProxyChoice, ConfigError> {
+        const KEY: &str = "member.proxy";
+        let text = match (text, text.map(Secret::parse)) {
+            (None | Some(""), _) | (_, None) => return Ok(ProxyChoice::Environment),
+            (Some("none"), _) => return Ok(ProxyChoice::Written(Proxies::none())),
+            (_, Some(Secret::Text(text))) => text,
+            (_, Some(Secret::File(path))) => {
+                (around.read)(&path).map_err(|problem| self.wrong(KEY, &problem))?.trim().to_owned()
+            }
+        };
+        let proxy: Proxy = text.parse().map_err(|problem: String| self.wrong(KEY, &problem))?;
+        Ok(ProxyChoice::Written(Proxies::fixed(proxy)))
     }
 
     fn candidates(&self, texts: &[String]) -> Result<Vec<SocketAddr>, ConfigError> {

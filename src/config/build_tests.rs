@@ -74,6 +74,17 @@ fn the_example_states_every_key_and_its_true_default() {
 }
 
 #[test]
+fn a_proxy_is_of_the_environment_unless_written() {
+    let choice = |text: &str| settings(&format!("[member]\nproxy = \"{text}\"")).member.proxy;
+    assert_eq!(settings("").member.proxy, ProxyChoice::Environment);
+    assert_eq!(choice("none"), ProxyChoice::Written(Proxies::none()));
+    let proxy = "http://al:pw@proxy:3128".parse().unwrap();
+    assert_eq!(choice("http://al:pw@proxy:3128"), ProxyChoice::Written(Proxies::fixed(proxy)));
+    let wrong = problem("[member]\nproxy = \"ftp://x\"");
+    assert!(wrong.starts_with("line 2, column 9: `proxy` begins with \"ftp\""), "{wrong}");
+}
+
+#[test]
 fn what_cannot_be_used_names_its_place_and_what_to_write() {
     for (text, answer) in [
         (

@@ -61,6 +61,8 @@ sections! {
         relay: bool,
         udp: bool,
         offload: bool,
+        port_mapping: bool,
+        proxy: String,
     }
     /// `[broker]`
     Broker {

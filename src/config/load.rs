@@ -10,10 +10,12 @@ use super::build::Surroundings;
 use super::credentials;
 use super::exit::Failure;
 use super::file;
+use super::proxy::Proxies;
 use super::settings::DEFAULT_CONFIG;
 use super::settings::DEFAULT_CONTROL;
 use super::settings::DEFAULT_STATE_DIR;
 use super::settings::Overrides;
+use super::settings::ProxyChoice;
 use super::settings::Secret;
 use super::settings::Settings;
 use crate::wire::enroll::Invite;
@@ -53,6 +55,7 @@ pub fn load(path: Option<&Path>, over: Overrides) -> anyhow::Result<Loaded> {
     let around = Surroundings { hostname: &hostname(), read: &read_secret };
     let settings = Settings::build(&parsed, over, &around).map_err(in_file)?;
     let holds_secret = parsed.file.member.join.as_deref().is_some_and(|join| !join.starts_with("file:"))
+        || parsed.file.member.proxy.as_deref().is_some_and(|proxy| proxy.contains('@'))
         || parsed.file.wireguard_peer.iter().any(|peer| peer.preshared_key.is_some());
     let mut warnings = Vec::new();
     // The service's own group may read it (packaging/).
@@ -116,6 +119,23 @@ pub fn invite(settings: &Settings) -> anyhow::Result<Option<Invite>> {
         ))
     })?;
     Ok(Some(invite))
+}
+
+/// How the broker and relays are reached; an environment that cannot be used counts as none, with a warning in the log.
+#[must_use]
+pub fn proxies(settings: &Settings) -> Proxies {
+    let proxies = match &settings.member.proxy {
+        ProxyChoice::Written(proxies) => proxies.clone(),
+        ProxyChoice::Environment => Proxies::from_environment(|name| std::env::var(name).ok())
+            .unwrap_or_else(|why| {
+                tracing::warn!("{why}");
+                Proxies::none()
+            }),
+    };
+    if let Some(proxy) = proxies.describe() {
+        tracing::info!(proxy, "the broker and relays are reached through a proxy");
+    }
+    proxies
 }
 
 /// What the machine calls itself; empty if it does not say.

@@ -12,6 +12,7 @@ pub mod credentials;
 pub mod exit;
 pub mod file;
 pub mod load;
+pub mod proxy;
 pub mod register;
 pub mod schema;
 pub mod settings;

@@ -66,6 +66,8 @@ pub const SECTIONS: &[Section] = &[
             ("relay", Flag),
             ("udp", Flag),
             ("offload", Flag),
+            ("port_mapping", Flag),
+            ("proxy", Text),
         ],
     },
     Section {

@@ -10,6 +10,7 @@ use ipnetwork::IpNetwork;
 use ipnetwork::Ipv4Network;
 use tracing::Level;
 
+use super::proxy::Proxies;
 use crate::identity::keys::WgPublic;
 use crate::identity::names::MemberName;
 use crate::identity::names::NetworkName;
@@ -113,6 +114,19 @@ pub struct Member {
     pub udp: bool,
     /// Whether packets may cross the border to the kernel in runs, where it can do that.
     pub offload: bool,
+    /// Whether gateways are asked to forward a port (UPnP, NAT-PMP, PCP).
+    pub port_mapping: bool,
+    /// How the broker and relays are reached.
+    pub proxy: ProxyChoice,
+}
+
+/// `member.proxy`
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ProxyChoice {
+    /// As `https_proxy`, `all_proxy` and `no_proxy` say.
+    Environment,
+    /// As written.
+    Written(Proxies),
 }
 
 /// An address to listen on.

@@ -1,6 +1,8 @@
-//! Reaching a broker: every address of every broker, a little apart, and the first that proves itself wins.
+//! Reaching a broker: every address of every broker, a little apart, and the first that proves itself wins. Where a proxy
+//! is to be used, a broker's name goes to it as it stands.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +19,11 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::base::addr::canonical;
+use crate::config::proxy::Proxies;
+use crate::config::proxy::Proxy;
 use crate::engine::clock;
+use crate::engine::proxy;
+use crate::engine::proxy::ProxyError;
 use crate::engine::tls;
 use crate::identity::certificate::CLOCK_SKEW;
 use crate::identity::certificate::CertError;
@@ -53,7 +59,7 @@ pub struct Dialled {
     /// The connection.
     pub stream: TlsStream<TcpStream>,
     /// Its far end.
-    pub broker: SocketAddr,
+    pub broker: Reached,
     /// The broker's certificate.
     pub certificate: Certificate,
     /// Key of the UDP registrations that belong to it.
@@ -62,11 +68,46 @@ pub struct Dialled {
     pub local: SocketAddr,
 }
 
-/// Connects to the first of `brokers` that answers and is one of the network's.
+/// Where a connection leads.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reached {
+    /// The address, or the name where a proxy looked it up.
+    pub at: BrokerAddr,
+    /// The proxy in between.
+    pub proxy: Option<Proxy>,
+}
+
+impl Reached {
+    /// The far end's address, as far as this machine knows it.
+    #[must_use]
+    pub fn addr(&self) -> Option<SocketAddr> {
+        match &self.at {
+            BrokerAddr::Addr(addr) => Some(*addr),
+            BrokerAddr::Host(..) => None,
+        }
+    }
+}
+
+impl fmt::Display for Reached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.proxy {
+            None => write!(f, "{}", self.at),
+            Some(proxy) => write!(f, "{} (through {proxy})", self.at),
+        }
+    }
+}
+
+/// Connects to the first of `brokers` that answers and is one of the network's; `favourite`, where it worked the last
+/// time, is tried before the others.
 ///
 /// # Errors
 /// What went wrong with each address.
-pub async fn dial(brokers: Vec<BrokerAddr>, credentials: Credentials) -> Result<Dialled, Failure> {
+pub async fn dial(
+    brokers: Vec<BrokerAddr>,
+    proxies: Proxies,
+    favourite: Option<BrokerAddr>,
+    credentials: Credentials,
+) -> Result<Dialled, Failure> {
     let now = clock::now().unix;
     match credentials.anchor.verify(&credentials.certificate.der, now) {
         Err(CertError::Expired) => {
@@ -81,7 +122,8 @@ pub async fn dial(brokers: Vec<BrokerAddr>, credentials: Credentials) -> Result<
         _ => {}
     }
     let config = tls::client(&credentials).map_err(|why| Failure { why: format!("{why:#}"), fatal: true })?;
-    let (stream, broker) = first(&brokers, &config).await.map_err(|all| summary(&all))?;
+    let (stream, broker) =
+        first(&brokers, &proxies, favourite, &config).await.map_err(|all| summary(&all))?;
     let nonsense = |why: &str| Failure { why: format!("the broker at {broker} {why}"), fatal: false };
     let certificate = peer_certificate(&stream, &credentials.anchor)
         .ok_or_else(|| nonsense("has a certificate that is not one of this network's brokers"))?;
@@ -90,7 +132,7 @@ pub async fn dial(brokers: Vec<BrokerAddr>, credentials: Credentials) -> Result<
         .1
         .export_keying_material([0; 32], tls::REGISTRATION_LABEL, None)
         .map_err(|_| nonsense("agreed on no key"))?;
-    let local = stream.get_ref().0.local_addr().map_err(|e| failure(broker, &e))?;
+    let local = stream.get_ref().0.local_addr().map_err(|e| failure(&broker, &e))?;
     Ok(Dialled { stream, broker, certificate, registration_key, local: canonical(local) })
 }
 
@@ -100,13 +142,20 @@ pub async fn dial(brokers: Vec<BrokerAddr>, credentials: Credentials) -> Result<
 /// One failure per address, or per name that did not resolve.
 pub async fn first(
     brokers: &[BrokerAddr],
+    proxies: &Proxies,
+    favourite: Option<BrokerAddr>,
     config: &Arc<ClientConfig>,
-) -> Result<(TlsStream<TcpStream>, SocketAddr), Vec<Failure>> {
-    let (mut waiting, mut failures) = resolve(brokers).await;
+) -> Result<(TlsStream<TcpStream>, Reached), Vec<Failure>> {
+    let (mut waiting, mut failures) = resolve(brokers, proxies).await;
+    if let Some(index) = waiting.iter().position(|way| Some(&way.at) == favourite.as_ref())
+        && let Some(way) = waiting.remove(index)
+    {
+        waiting.push_front(way);
+    }
     let mut trying = JoinSet::new();
     loop {
-        if let Some(addr) = waiting.pop_front() {
-            trying.spawn(attempt(addr, Arc::clone(config)));
+        if let Some(way) = waiting.pop_front() {
+            trying.spawn(attempt(way, Arc::clone(config)));
         } else if trying.is_empty() {
             return Err(failures);
         }
@@ -136,22 +185,32 @@ pub fn summary(failures: &[Failure]) -> Failure {
 }
 
 async fn attempt(
-    addr: SocketAddr,
+    way: Reached,
     config: Arc<ClientConfig>,
-) -> Result<(TlsStream<TcpStream>, SocketAddr), Failure> {
+) -> Result<(TlsStream<TcpStream>, Reached), Failure> {
     let connect = async {
-        let stream = TcpStream::connect(addr).await?;
-        tune(&stream)?;
+        let stream = open(&way).await?;
         TlsConnector::from(config).connect(tls::broker_name(), stream).await
     };
     let stream = tokio::time::timeout(GIVE_UP, connect)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(|error| failure(addr, &error))?;
+        .map_err(|error| failure(&way, &error))?;
     if stream.get_ref().1.alpn_protocol() != Some(tls::ALPN) {
-        return Err(Failure { why: format!("{addr} speaks TLS but is no broker"), fatal: false });
+        return Err(Failure { why: format!("{way} speaks TLS but is no broker"), fatal: false });
     }
-    Ok((stream, addr))
+    Ok((stream, way))
+}
+
+/// A tuned TCP connection, through the proxy if there is one.
+async fn open(way: &Reached) -> io::Result<TcpStream> {
+    let stream = match (&way.proxy, &way.at) {
+        (Some(proxy), at) => proxy::connect(proxy, at).await?,
+        (None, BrokerAddr::Addr(addr)) => TcpStream::connect(addr).await?,
+        (None, BrokerAddr::Host(host, port)) => TcpStream::connect((host.as_str(), *port)).await?,
+    };
+    tune(&stream)?;
+    Ok(stream)
 }
 
 fn tune(stream: &TcpStream) -> io::Result<()> {
@@ -162,24 +221,32 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)
 }
 
-async fn resolve(brokers: &[BrokerAddr]) -> (VecDeque<SocketAddr>, Vec<Failure>) {
-    let (mut addrs, mut failures) = (VecDeque::new(), Vec::new());
+/// The ways to the brokers: names are looked up here, or by the proxy if one is on the way.
+async fn resolve(brokers: &[BrokerAddr], proxies: &Proxies) -> (VecDeque<Reached>, Vec<Failure>) {
+    let (mut ways, mut failures) = (Vec::new(), Vec::new());
     for broker in brokers {
-        match broker {
-            BrokerAddr::Addr(addr) => addrs.push_back(*addr),
-            BrokerAddr::Host(host, port) => match lookup(host, *port).await {
-                Ok(found) => addrs.extend(found),
-                Err(why) => failures.push(Failure {
-                    why: format!("the name {host} does not resolve ({why}): check the name and the DNS"),
-                    fatal: false,
-                }),
-            },
+        if let Some(proxy) = proxies.route(broker) {
+            ways.push(Reached { at: broker.clone(), proxy: Some(proxy.clone()) });
+            continue;
+        }
+        let found = match broker {
+            BrokerAddr::Addr(addr) => Ok(vec![*addr]),
+            BrokerAddr::Host(host, port) => lookup(host, *port).await.map_err(|why| Failure {
+                why: format!("the name {host} does not resolve ({why}): check the name and the DNS"),
+                fatal: false,
+            }),
+        };
+        match found {
+            Ok(found) => ways.extend(
+                found.into_iter().map(|addr| Reached { at: BrokerAddr::Addr(canonical(addr)), proxy: None }),
+            ),
+            Err(failure) => failures.push(failure),
         }
     }
     let mut unique = VecDeque::new();
-    for addr in addrs.into_iter().map(canonical) {
-        if !unique.contains(&addr) && unique.len() < MAX_ADDRESSES {
-            unique.push_back(addr);
+    for way in ways {
+        if !unique.contains(&way) && unique.len() < MAX_ADDRESSES {
+            unique.push_back(way);
         }
     }
     (unique, failures)
@@ -200,12 +267,16 @@ fn peer_certificate(stream: &TlsStream<TcpStream>, anchor: &TrustAnchor) -> Opti
 
 /// What an error of a connection to `broker` means and what to do about it.
 #[must_use]
-pub fn failure(broker: SocketAddr, error: &io::Error) -> Failure {
+pub fn failure(broker: &Reached, error: &io::Error) -> Failure {
+    let refused = error.get_ref().and_then(|inner| inner.downcast_ref::<ProxyError>());
+    if let Some(refused) = refused {
+        return Failure { why: refused.to_string(), fatal: refused.is_fatal() };
+    }
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     if let Some(tls) = tls {
         return tls_failure(broker, tls);
     }
-    let port = broker.port();
+    let port = broker.at.port();
     let why = match error.kind() {
         io::ErrorKind::ConnectionRefused => {
             format!("{broker} refused the connection: is the broker running there?")
@@ -226,9 +297,17 @@ pub fn failure(broker: SocketAddr, error: &io::Error) -> Failure {
     Failure { why, fatal: false }
 }
 
-fn tls_failure(broker: SocketAddr, error: &rustls::Error) -> Failure {
+fn tls_failure(broker: &Reached, error: &rustls::Error) -> Failure {
     let clock = CLOCK_SKEW.as_secs() / 60;
     let (why, fatal) = match error {
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) if broker.proxy.is_some() => (
+            "shows a certificate that our CA did not sign: it belongs to another network, or the proxy opens TLS itself \
+             and must leave this address alone"
+                .to_owned(),
+            true,
+        ),
         rustls::Error::InvalidCertificate(
             CertificateError::UnknownIssuer | CertificateError::BadSignature,
         ) => ("belongs to another network: its certificate is not signed by our CA".to_owned(), true),
@@ -301,7 +380,7 @@ mod tests {
                 false,
             ),
         ] {
-            let failure = failure(BROKER.parse().unwrap(), &error);
+            let failure = failure(&Reached { at: BROKER.parse().unwrap(), proxy: None }, &error);
             assert!(failure.why.contains(words) && failure.why.contains(BROKER), "{failure:?}");
             assert_eq!(failure.fatal, fatal, "{failure:?}");
         }

@@ -1,6 +1,5 @@
 //! Redeeming an invite: the only time when a machine without a certificate talks to a broker.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -18,6 +17,7 @@ use rustls::pki_types::UnixTime;
 use tokio::io::AsyncWriteExt as _;
 
 use crate::base::hidden::Hidden;
+use crate::config::proxy::Proxies;
 use crate::engine::clock;
 use crate::engine::dial;
 use crate::engine::framed::FrameReader;
@@ -57,10 +57,10 @@ pub enum EnrollError {
     NameTaken(String),
     /// Any other refusal, in the broker's words.
     #[error("the broker at {0} refused: {1}")]
-    Refused(SocketAddr, String),
+    Refused(String, String),
     /// The answer is missing or makes no sense. The same invite can be tried again.
     #[error("the broker at {0} gave no usable answer ({1}): try the same invite again")]
-    NoAnswer(SocketAddr, String),
+    NoAnswer(String, String),
 }
 
 /// Shows `invite` to one of its brokers and gets `request` signed. Answers whom to believe from now on and the own
@@ -71,15 +71,21 @@ pub enum EnrollError {
 pub async fn redeem(
     invite: &Invite,
     request: &SigningRequest,
+    proxies: &Proxies,
 ) -> Result<(TrustAnchor, Certificate), EnrollError> {
     let pin = Arc::new(PinnedCa { pin: invite.ca, seen: Mutex::new(None) });
     let servers: Arc<dyn ServerCertVerifier> = Arc::clone(&pin) as _;
     let config = tls::stranger(servers).map_err(|why| EnrollError::Unreachable(format!("{why:#}")))?;
-    let (stream, broker) = dial::first(&invite.brokers, &config).await.map_err(|failures| {
-        let summary = dial::summary(&failures);
-        if summary.fatal { EnrollError::Foreign(summary.why) } else { EnrollError::Unreachable(summary.why) }
-    })?;
-    let nonsense = |why: &str| EnrollError::NoAnswer(broker, why.to_owned());
+    let (stream, broker) =
+        dial::first(&invite.brokers, proxies, None, &config).await.map_err(|failures| {
+            let summary = dial::summary(&failures);
+            if summary.fatal {
+                EnrollError::Foreign(summary.why)
+            } else {
+                EnrollError::Unreachable(summary.why)
+            }
+        })?;
+    let nonsense = |why: &str| EnrollError::NoAnswer(broker.to_string(), why.to_owned());
     let ca = pin.seen.lock().unwrap_or_else(PoisonError::into_inner).take();
     let anchor =
         ca.and_then(|der| TrustAnchor::parse(&der).ok()).ok_or_else(|| nonsense("no CA in its chain"))?;
@@ -97,7 +103,7 @@ pub async fn redeem(
     let answer = tokio::time::timeout(ANSWER, exchange).await;
     let bytes = match answer {
         Err(_) => return Err(nonsense("it took too long")),
-        Ok(Err(error)) => return Err(nonsense(&dial::failure(broker, &error).why)),
+        Ok(Err(error)) => return Err(nonsense(&dial::failure(&broker, &error).why)),
         Ok(Ok(None)) => return Err(nonsense("it closed the connection")),
         Ok(Ok(Some(bytes))) => bytes,
     };
@@ -111,7 +117,7 @@ pub async fn redeem(
         Ok(FromBroker::Refused { why: Refusal::NameTaken, .. }) => {
             Err(EnrollError::NameTaken(request.name.to_string()))
         }
-        Ok(FromBroker::Refused { text, .. }) => Err(EnrollError::Refused(broker, text)),
+        Ok(FromBroker::Refused { text, .. }) => Err(EnrollError::Refused(broker.to_string(), text)),
         Ok(_) => Err(nonsense("it answered another question")),
         Err(why) => Err(nonsense(&why.to_string())),
     }

@@ -1,6 +1,8 @@
 //! A member's or relay's connection to its brokers: kept up for ever, with a reason in words whenever it is down.
 
 use std::io;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::time::Duration;
 use std::time::Instant;
@@ -13,10 +15,12 @@ use crate::base::rng::Rng;
 use crate::base::schedule::Backoff;
 use crate::base::time::Now;
 use crate::base::time::UnixTime;
+use crate::config::proxy::Proxies;
 use crate::engine::clock;
 use crate::engine::dial;
 use crate::engine::dial::Dialled;
 use crate::engine::dial::Failure;
+use crate::engine::dial::Reached;
 use crate::engine::framed::FrameReader;
 use crate::engine::framed::write_frame;
 use crate::identity::certificate::CLOCK_SKEW;
@@ -51,8 +55,10 @@ const QUEUE: usize = 1024;
 /// What a link needs.
 #[derive(Clone, Debug)]
 pub struct LinkConfig {
-    /// The brokers; all their addresses are tried, in this order.
+    /// The brokers; all their addresses are tried, in this order, but first the one that worked the last time.
     pub brokers: Vec<BrokerAddr>,
+    /// How they are reached.
+    pub proxies: Proxies,
     /// Who we are.
     pub credentials: Credentials,
     /// What to say when connected.
@@ -64,8 +70,10 @@ pub struct LinkConfig {
 pub enum LinkEvent {
     /// Connected and registered.
     Up {
-        /// The broker's address.
+        /// The broker's address; where a proxy looked up its name, the one that it tells of itself.
         broker: SocketAddr,
+        /// Whether a proxy stands in between: then what the broker observed is the proxy's address.
+        proxied: bool,
         /// Its name.
         broker_name: MemberName,
         /// Its certificate, verified.
@@ -138,6 +146,7 @@ pub struct Link {
     events: mpsc::Sender<LinkEvent>,
     backoff: Backoff,
     rng: Rng,
+    worked: Option<BrokerAddr>,
 }
 
 /// Why one connection ended.
@@ -154,7 +163,8 @@ impl Link {
     pub fn spawn(config: LinkConfig, events: mpsc::Sender<LinkEvent>) -> LinkHandle {
         let (sender, commands) = mpsc::channel(QUEUE);
         let backoff = Backoff::new(RETRY.0, RETRY.1);
-        let link = Self { config, commands, events, backoff, rng: Rng::new(clock::seed()) };
+        let rng = Rng::new(clock::seed());
+        let link = Self { config, commands, events, backoff, rng, worked: None };
         tokio::spawn(link.run());
         LinkHandle { commands: sender }
     }
@@ -211,7 +221,8 @@ impl Link {
 
     /// One connection, from the first address tried to its end.
     async fn once(&mut self) -> End {
-        let mut dialling = Box::pin(dial::dial(self.config.brokers.clone(), self.config.credentials.clone()));
+        let LinkConfig { brokers, proxies, credentials, .. } = self.config.clone();
+        let mut dialling = Box::pin(dial::dial(brokers, proxies, self.worked.clone(), credentials));
         let dialled = loop {
             tokio::select! {
                 dialled = &mut dialling => break dialled,
@@ -234,9 +245,9 @@ impl Link {
         let mut reader = FrameReader::new(read, MAX_AUTHENTICATED);
         let register = ToBroker::Register(self.config.register.clone());
         if let Err(error) = write_frame(&mut write, &register.emit()).await {
-            return End::Failed(dial::failure(broker, &error), None);
+            return End::Failed(dial::failure(&broker, &error), None);
         }
-        let mut session = Session::new(broker, began, self.config.credentials.clone());
+        let mut session = Session::new(broker.clone(), began, self.config.credentials.clone());
         let mut up = Some((certificate, registration_key, local));
         loop {
             let deadline = tokio::time::sleep_until(session.deadline().into());
@@ -250,7 +261,10 @@ impl Link {
                     };
                     let event = match message {
                         FromBroker::Registered(registered) => match up.take() {
-                            Some(first) => up_event(broker, first, registered),
+                            Some(first) => {
+                                self.worked = Some(broker.at.clone());
+                                up_event(&broker, first, registered)
+                            }
                             // The answer to a registration that was changed while connected.
                             None => continue,
                         },
@@ -264,7 +278,7 @@ impl Link {
                     let Some(command) = command else { return End::Unwanted };
                     let Some(message) = self.on_command(command, up.is_none()) else { continue };
                     if let Err(error) = write_frame(&mut write, &message.emit()).await {
-                        let failure = session.explain(dial::failure(broker, &error));
+                        let failure = session.explain(dial::failure(&broker, &error));
                         return End::Failed(failure, session.lasted(clock::now().instant));
                     }
                 }
@@ -274,7 +288,7 @@ impl Link {
                         return End::Failed(session.silent(), session.lasted(now));
                     };
                     if let Err(error) = write_frame(&mut write, &ping.emit()).await {
-                        return End::Failed(dial::failure(broker, &error), session.lasted(now));
+                        return End::Failed(dial::failure(&broker, &error), session.lasted(now));
                     }
                 }
             }
@@ -307,7 +321,7 @@ impl Link {
 
 /// What is remembered of one connection, apart from its bytes.
 struct Session {
-    broker: SocketAddr,
+    broker: Reached,
     began: Instant,
     credentials: Credentials,
     registered: Option<Instant>,
@@ -319,7 +333,7 @@ struct Session {
 }
 
 impl Session {
-    const fn new(broker: SocketAddr, began: Instant, credentials: Credentials) -> Self {
+    const fn new(broker: Reached, began: Instant, credentials: Credentials) -> Self {
         let (registered, last_words) = (None, None);
         Self {
             broker,
@@ -358,7 +372,7 @@ impl Session {
         let bytes = match frame {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return Err(self.explain(self.closed())),
-            Err(error) => return Err(self.explain(dial::failure(self.broker, &error))),
+            Err(error) => return Err(self.explain(dial::failure(&self.broker, &error))),
         };
         (self.heard, self.pinged) = (now.instant, false);
         let message = match FromBroker::parse(&bytes) {
@@ -372,7 +386,7 @@ impl Session {
         match &message {
             FromBroker::Registered(registered) => {
                 self.registered.get_or_insert(now.instant);
-                warn_about_clocks(self.broker, registered.time, now.unix);
+                warn_about_clocks(&self.broker, registered.time, now.unix);
             }
             FromBroker::Refused { request: RequestId(0), text, .. } => self.last_words = Some(text.clone()),
             FromBroker::Revocations(bytes) => {
@@ -410,15 +424,20 @@ impl Session {
 }
 
 fn up_event(
-    broker: SocketAddr,
+    reached: &Reached,
     (certificate, registration_key, local): (Certificate, [u8; 32], SocketAddr),
     mut registered: Registered,
 ) -> LinkEvent {
     // The broker may stand behind a NAT that it does not know of: then the address that we reached it at is the best.
-    let known = registered.udp.iter().any(|addr| addr.ip().to_canonical() == broker.ip());
-    if let Some(port) = registered.udp.first().map(SocketAddr::port).filter(|_| !known) {
-        registered.udp.insert(0, SocketAddr::new(broker.ip(), port));
+    let udp = registered.udp.first().copied();
+    if let Some(broker) = reached.addr() {
+        let known = registered.udp.iter().any(|addr| addr.ip().to_canonical() == broker.ip());
+        if let Some(port) = udp.map(|addr| addr.port()).filter(|_| !known) {
+            registered.udp.insert(0, SocketAddr::new(broker.ip(), port));
+        }
     }
+    let told = udp.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |addr| addr.ip());
+    let broker = reached.addr().unwrap_or_else(|| SocketAddr::new(told, reached.at.port()));
     // Through loopback no NAT is seen.
     let here = (!broker.ip().is_loopback()).then_some(broker.ip());
     let fill = |addr: SocketAddr| match here {
@@ -430,10 +449,11 @@ fn up_event(
         registered.stun.into_iter().filter_map(fill).filter(|addr| is_candidate(*addr)).collect();
     let broker_name = certificate.subject.uri.name.clone();
     let broker_cert = Box::new(certificate);
-    LinkEvent::Up { broker, broker_name, broker_cert, registration_key, local, registered }
+    let proxied = reached.proxy.is_some();
+    LinkEvent::Up { broker, proxied, broker_name, broker_cert, registration_key, local, registered }
 }
 
-fn warn_about_clocks(broker: SocketAddr, theirs: UnixTime, ours: UnixTime) {
+fn warn_about_clocks(broker: &Reached, theirs: UnixTime, ours: UnixTime) {
     let off = theirs.since(ours).max(ours.since(theirs));
     if off > CLOCK_SKEW {
         tracing::warn!(
@@ -458,6 +478,10 @@ mod tests {
     use crate::identity::names::MemberUri;
     use crate::wire::broker::Refusal;
 
+    fn straight(at: &str) -> Reached {
+        Reached { at: at.parse().unwrap(), proxy: None }
+    }
+
     fn session() -> Session {
         let now = clock::now();
         let ca = Authority::create(&"home".parse().unwrap(), "10.77.0.0/16".parse().unwrap(), now.unix);
@@ -472,7 +496,7 @@ mod tests {
         let (from, until) = validity(now.unix, Duration::from_secs(3600));
         let certificate = ca.sign(&subject, &key.public(), Serial::generate(), from, until).unwrap();
         let credentials = Credentials::new(ca.anchor().clone(), certificate, key, wg).unwrap();
-        Session::new("192.0.2.1:6060".parse().unwrap(), now.instant, credentials)
+        Session::new(straight("192.0.2.1:6060"), now.instant, credentials)
     }
 
     fn registered(session: &mut Session, now: Now) {
@@ -552,14 +576,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn behind_a_proxy_the_broker_is_where_it_says_it_is() {
+        let proxy = Some("http://proxy:3128".parse().unwrap());
+        let reached = Reached { at: "vpn.example:443".parse().unwrap(), proxy };
+        for (told, wanted) in [(&["203.0.113.1:6060"][..], "203.0.113.1:443"), (&[], "0.0.0.0:443")] {
+            let answer = Registered { udp: parse(told), ..told_by_a_broker() };
+            let (broker, registered, proxied) = up_from(&reached, answer);
+            assert_eq!((broker.to_string().as_str(), registered.udp, proxied), (wanted, parse(told), true));
+        }
+    }
+
     fn up(broker: &str, answer: Registered) -> Registered {
-        let broker: SocketAddr = broker.parse().unwrap();
-        let certificate = session().credentials.certificate;
-        let LinkEvent::Up { registered, .. } = up_event(broker, (certificate, [0; 32], broker), answer)
-        else {
+        up_from(&straight(broker), answer).1
+    }
+
+    fn up_from(reached: &Reached, answer: Registered) -> (SocketAddr, Registered, bool) {
+        let first = (session().credentials.certificate, [0; 32], "10.0.0.2:5".parse().unwrap());
+        let LinkEvent::Up { broker, registered, proxied, .. } = up_event(reached, first, answer) else {
             unreachable!("an up event was made")
         };
-        registered
+        (broker, registered, proxied)
     }
 
     fn told_by_a_broker() -> Registered {

@@ -19,6 +19,7 @@ pub mod framed;
 pub mod link;
 pub mod member;
 pub mod membership;
+pub mod proxy;
 pub mod relay;
 pub mod relay_role;
 pub mod responder;

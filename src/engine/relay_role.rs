@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use crate::base::addr;
 use crate::base::id::RequestId;
 use crate::config::credentials;
+use crate::config::proxy::Proxies;
 use crate::config::settings::RELAY_PORT;
 use crate::config::settings::Settings;
 use crate::engine::broker;
@@ -162,7 +163,7 @@ async fn enrol(settings: &Settings, dir: &Path, invite: &Invite) -> anyhow::Resu
         settings.member.name.clone()
     };
     let request = SigningRequest::new(&name, &key, wg.public());
-    let (anchor, certificate) = enroll::redeem(invite, &request).await?;
+    let (anchor, certificate) = enroll::redeem(invite, &request, &Proxies::none()).await?;
     anyhow::ensure!(
         certificate.subject.roles.relay,
         "this invite is for a member: use it with `ntcp-overlay up --join`, or ask for one of `ntcp-overlay invite --relay`"
@@ -221,7 +222,10 @@ async fn keep_registered(
         watch: false,
     };
     let (events_in, mut events) = mpsc::channel(64);
-    let link = Link::spawn(LinkConfig { brokers, credentials: own.clone(), register }, events_in);
+    let link = Link::spawn(
+        LinkConfig { brokers, proxies: Proxies::none(), credentials: own.clone(), register },
+        events_in,
+    );
     let mut audit = tokio::time::interval(AUDIT);
     loop {
         let event = tokio::select! {

@@ -23,6 +23,8 @@ use crate::base::addr::OverlayAddrs;
 use crate::config::credentials;
 use crate::config::exit::Exit;
 use crate::config::exit::Failure;
+use crate::config::load;
+use crate::config::proxy::Proxies;
 use crate::config::settings::Settings;
 use crate::control::api;
 use crate::control::server::Ask;
@@ -110,7 +112,8 @@ async fn run_async(
         netlink.check_prefix_free(settings.network.prefix, unused_v6(), Some(tun.name())).await?;
     }
     let mut servers = Servers::start(settings, founded, None).await?;
-    let own = enrol(settings, standing, &servers).await?;
+    let proxies = load::proxies(settings);
+    let own = enrol(settings, standing, &servers, &proxies).await?;
     let addrs = own.certificate.subject.addrs.context(
         "this machine's certificate is not a member's: sign one with `ntcp-overlay cert sign --role member`",
     )?;
@@ -125,7 +128,7 @@ async fn run_async(
     let observers = stun_server::look_up(&settings.member.stun_servers).await;
     let member = Member::start(parts(settings, &own, addrs, tun, local, observers)?, news_in)?;
     let (link_in, link_events) = mpsc::channel(256);
-    let link_config = LinkConfig { brokers, credentials: own.clone(), register: member.register() };
+    let link_config = LinkConfig { brokers, proxies, credentials: own.clone(), register: member.register() };
     let link = Link::spawn(link_config, link_in);
 
     announce(Announcement::Say(format!(
@@ -412,7 +415,12 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
 }
 
 /// Makes this machine a member, if it is not one yet.
-async fn enrol(settings: &Settings, standing: Standing, servers: &Servers) -> anyhow::Result<Credentials> {
+async fn enrol(
+    settings: &Settings,
+    standing: Standing,
+    servers: &Servers,
+    proxies: &Proxies,
+) -> anyhow::Result<Credentials> {
     let dir = settings.state_dir.join(MEMBER);
     let mut name = settings.member.name.clone();
     let invite = match standing {
@@ -429,7 +437,7 @@ async fn enrol(settings: &Settings, standing: Standing, servers: &Servers) -> an
     };
     let (key, wg) = credentials::keys_or_new(&dir)?;
     let request = SigningRequest::new(&name, &key, wg.public());
-    let (anchor, certificate) = enroll::redeem(&invite, &request).await?;
+    let (anchor, certificate) = enroll::redeem(&invite, &request, proxies).await?;
     anyhow::ensure!(
         certificate.subject.roles.member,
         "this invite is for a relay: use one of its kind with `ntcp-overlay serve --join`, or ask for a member's (`ntcp-overlay invite`)"

@@ -10,6 +10,7 @@ pub mod enroll;
 pub mod frame;
 pub mod ip;
 pub mod profile;
+pub mod proxy;
 pub mod relay;
 pub mod stun;
 pub mod super_packet;
