@@ -303,17 +303,13 @@ pub struct Mesh {
 impl Mesh {
     /// Creates network "lab" on a public host and serves it there. `config` is added to the server's configuration.
     pub fn found(product: &Product, host: &Host, config: &str) -> Result<Self> {
-        let etc = host.ns.files()?.join("overlay.toml");
         let v4 = host.v4;
-        fs::write(
-            &etc,
-            format!(
-                "[broker]\nenabled = true\nadvertise = [\"{v4}:6060\"]\n\
-                 [relay]\nenabled = true\nadvertise = [\"{v4}:6061\"]\n{config}"
-            ),
-        )?;
+        let config = format!(
+            "[broker]\nenabled = true\nadvertise = [\"{v4}:6060\"]\n\
+             [relay]\nenabled = true\nadvertise = [\"{v4}:6061\"]\n{config}"
+        );
+        let config = write_config(host, &config)?;
         let founding = product.run(&host.ns, &FOUNDING)?;
-        let config = etc.to_str().context("a path of the lab is not UTF-8")?.to_owned();
         let mut mesh = Self { product: product.clone(), host: host.clone(), config, founding, server: None };
         mesh.serve()?;
         Ok(mesh)
@@ -335,6 +331,39 @@ impl Mesh {
         Ok(self.admin(&["invite"])?.trim().to_owned())
     }
 
+    /// One more relay, which joins by invite under its machine's name and serves the members of these brokers.
+    pub fn add_relay(&self, host: &Host, brokers: &[Ipv4Addr]) -> Result<Daemon> {
+        let invite = self.admin(&["invite", "--relay"])?.trim().to_owned();
+        let brokers: Vec<String> = brokers.iter().map(|ip| format!("\"{ip}:6060\"")).collect();
+        let config = format!(
+            "[relay]\nenabled = true\nadvertise = [\"{}:6061\"]\nbrokers = [{}]\n",
+            host.v4,
+            brokers.join(", ")
+        );
+        let file = write_config(host, &config)?;
+        let words = ["serve", "--join", &invite, "--name", host.ns.name(), "--config", &file];
+        self.product.daemon(&host.ns, &words)
+    }
+
+    /// One more broker, named as its machine, whose certificate the network's CA signs. Members use it if their
+    /// configuration names it.
+    pub fn add_broker(&self, host: &Host) -> Result<Daemon> {
+        const STATE: &str = "/var/lib/ntcp-overlay/broker";
+        let files = host.ns.files()?;
+        let files = files.to_str().context("a path of the lab is not UTF-8")?;
+        let name = host.ns.name();
+        // The machines share no state directory; what an administrator would carry between them passes by `files`.
+        self.product.run(&host.ns, &["cert", "request", "--name", name, "--dir", STATE])?;
+        host.ns.run(&["sh", "-c", &format!("cp {STATE}/identity.req {files}/")])?;
+        let (request, signed) = (format!("{files}/identity.req"), format!("{files}/identity.crt"));
+        let words = ["--ca", "/var/lib/ntcp-overlay", "--request", &request, "--out", &signed];
+        self.admin(&[&["cert", "sign", "--role", "broker"], words.as_slice()].concat())?;
+        self.host.ns.run(&["sh", "-c", &format!("cp /var/lib/ntcp-overlay/ca.crt {files}/")])?;
+        host.ns.run(&["sh", "-c", &format!("cp {files}/identity.crt {files}/ca.crt {STATE}/")])?;
+        let config = format!("[broker]\nenabled = true\nadvertise = [\"{}:6060\"]\n", host.v4);
+        self.product.daemon(&host.ns, &["serve", "--config", &write_config(host, &config)?])
+    }
+
     /// Lets a host join under its own name; more words go to `up`. Unless they name a file
     /// themselves, members read the one of `NTCP_LAB_CONFIG`: with `member.offload = false` in it every test is one of the
     /// plain data plane.
@@ -348,4 +377,11 @@ impl Mesh {
         words.extend(more);
         self.product.member(&host.ns, &words)
     }
+}
+
+/// Writes a machine's configuration where `--config` can name it, and returns its path.
+pub fn write_config(on: &Host, text: &str) -> Result<String> {
+    let file = on.ns.files()?.join("overlay.toml");
+    fs::write(&file, text)?;
+    Ok(file.to_str().context("a path of the lab is not UTF-8")?.to_owned())
 }
