@@ -5,12 +5,13 @@ ROOT := tests/lab/as-builder.sh --root
 PRODUCT := target/release/ntcp-overlay
 LAB := target/debug/ntcp-lab
 
-.PHONY: help build demo test check bench fuzz deny lab-check lab-clean matrix packages root
+.PHONY: help build demo test sim check bench fuzz deny lab-check lab-clean matrix packages root
 
 help:
 	@echo 'make build       the program, optimised: $(PRODUCT)'
 	@echo 'make demo        two machines behind NATs meet: ping, ssh, curl (root, two minutes)'
 	@echo 'make test        every test, with real kernels and NATs (root)'
+	@echo 'make sim         members, NATs, broker and relays in memory and in virtual time (no root, two minutes)'
 	@echo 'make check       format, lints, documentation, fast tests, fuzz targets compile, licences (no root)'
 	@echo 'make bench       one TCP stream through the overlay against the bare wire and wireguard-go (root)'
 	@echo 'make fuzz        every fuzz target for a minute'
@@ -35,6 +36,9 @@ demo: root build
 test: root packages
 	$(BUILD) cargo test --workspace --locked --no-run
 	$(ROOT) cargo test --workspace --locked --no-fail-fast
+
+sim: packages
+	$(BUILD) cargo test --locked -p ntcp-sim
 
 check: packages
 	$(BUILD) cargo fmt --all --check

@@ -1,0 +1,57 @@
+//! An internet in memory: real members, a real broker and real relays of ntcp-overlay, behind NATs that are values, in
+//! virtual time.
+//!
+//! The thinking half of the product takes time and chance as arguments, so thousands of members fit into one process and
+//! ten minutes into seconds, and one seed always gives one trace. Nothing here knows how members find each other; the
+//! simulation only carries what they send, as an internet does: late, lost, twice translated, or to nobody.
+//!
+//! | module | one line |
+//! |---|---|
+//! | [`world`] | everything, and the one queue that drives it |
+//! | [`net`] | realms, NATs, links: how a datagram gets from one to another |
+//! | [`nat`] | one NAT for datagrams |
+//! | [`machine`] | a member, and what an engine, a kernel and a user do around it |
+//! | `link` | a member's connection to the broker, dialled and lost |
+//! | [`server`] | the broker and the relays |
+//! | [`trace`] | what happened, as one number |
+//! | [`clock`] | virtual time, also for those who ask the system |
+//!
+//! The tests are in `tests/`: `stories` tells what happens to two members, `crowd` what happens to two thousand.
+
+#![allow(clippy::missing_panics_doc, reason = "a test that cannot go on fails")]
+
+pub mod clock;
+mod link;
+pub mod machine;
+pub mod nat;
+pub mod net;
+pub mod server;
+pub mod trace;
+pub mod world;
+
+use std::time::Duration;
+
+pub use net::NatId;
+pub use net::TO_THE_MIDDLE;
+pub use trace::Trace;
+pub use world::Seen;
+pub use world::World;
+
+/// Round trip between a member and the broker: the unit of "how long until".
+pub const BROKER_RTT: Duration = ms(80);
+
+/// A machine.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Who(pub usize);
+
+/// Milliseconds.
+#[must_use]
+pub const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// Seconds.
+#[must_use]
+pub const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
