@@ -5,7 +5,7 @@ ROOT := tests/lab/as-builder.sh --root
 PRODUCT := target/release/ntcp-overlay
 LAB := target/debug/ntcp-lab
 
-.PHONY: help build demo test sim check bench fuzz deny lab-check lab-clean matrix packages root
+.PHONY: help build demo test sim check bench fuzz deny lab-check lab-clean lab-crash lab-timing matrix packages root
 
 help:
 	@echo 'make build       the program, optimised: $(PRODUCT)'
@@ -17,6 +17,8 @@ help:
 	@echo 'make fuzz        every fuzz target for a minute'
 	@echo 'make lab-check   every NAT of the lab against STUN clients that others wrote (root, two minutes)'
 	@echo 'make matrix      two members between every pair of NATs: what carried, how soon (root, ten minutes)'
+	@echo 'make lab-timing  how fast the lab is: coming, going, and its wires (root, one minute)'
+	@echo 'make lab-crash   the lab killed fifty times leaves nothing behind (root, one minute)'
 	@echo 'make lab-clean   remove namespaces that killed tests left behind (root)'
 
 packages:
@@ -75,6 +77,13 @@ lab-check: root packages
 matrix: root build
 	$(BUILD) cargo build --locked -p ntcp-lab
 	$(LAB) matrix --bin $(PRODUCT) --json target/matrix.json
+
+lab-timing: root packages
+	$(BUILD) cargo build --locked -p ntcp-lab
+	$(LAB) timing
+
+lab-crash: root packages
+	NTCP_LAB_CRASHES=50 $(ROOT) cargo test --locked -p ntcp-lab --test leftovers
 
 lab-clean: root
 	$(BUILD) cargo build --locked -q -p ntcp-lab

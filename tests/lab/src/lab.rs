@@ -3,10 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::io::Seek;
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,33 +11,23 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
-use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
 
-use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
 
 use crate::interrupt;
+use crate::leftovers;
+use crate::leftovers::Claim;
+use crate::leftovers::MARK;
+use crate::ns::LIMIT;
 use crate::ns::Namespace;
 use crate::process;
-use crate::sys;
 use crate::tools;
 use crate::wire::Forwarder;
 
 /// Every namespace of every lab starts with this.
 pub const PREFIX: &str = "ntl-";
-
-/// One directory per living lab; in each, `owner` holds "pid start-time" of the process that made it.
-const LABS: &str = "/run/ntl";
-
-/// Where `ip netns` keeps the handles of namespaces.
-const NETNS: &str = "/run/netns";
-
-/// Files under `/etc/netns/<namespace>/` appear under `/etc/` inside the namespace.
-const ETC_NETNS: &str = "/etc/netns";
 
 /// A running laboratory. Dropping it removes everything in it.
 #[derive(Debug)]
@@ -53,8 +40,25 @@ pub struct Lab {
 pub(crate) struct Inner {
     pub(crate) id: String,
     pub(crate) dir: PathBuf,
+    mark: String,
     pub(crate) forwarder: Mutex<Option<Forwarder>>,
     names: Mutex<BTreeSet<String>>,
+}
+
+impl Inner {
+    /// A command that is known as this lab's wherever it is found.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env(MARK, &self.mark);
+        command
+    }
+
+    /// Runs `ip -batch` on the machine itself; only for lines that name the lab's namespaces.
+    pub(crate) fn ip_batch(&self, script: &str) -> Result<()> {
+        let mut ip = self.command("ip");
+        ip.args(["-batch", "-"]);
+        process::run(ip, script.as_bytes(), LIMIT)?.ok().map(drop)
+    }
 }
 
 impl Lab {
@@ -65,9 +69,10 @@ impl Lab {
         }
         interrupt::install();
         interrupt::check()?;
-        clean()?;
-        let (id, dir) = claim()?;
-        Ok(Self { inner: Arc::new(Inner { id, dir, forwarder: Mutex::default(), names: Mutex::default() }) })
+        leftovers::clean()?;
+        let Claim { id, dir, mark } = leftovers::claim()?;
+        let inner = Inner { id, dir, mark, forwarder: Mutex::default(), names: Mutex::default() };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The short name that tells this lab from others.
@@ -117,7 +122,7 @@ impl Drop for Lab {
         }
         // The wires' descriptors keep namespaces alive, so they go first.
         drop(lock(&self.inner.forwarder).take());
-        let remains = remove(&self.inner.id);
+        let remains = leftovers::remove(&self.inner.id);
         if let Err(problem) = remains {
             eprintln!("the lab {} could not be removed: {problem:#}", self.inner.id);
         }
@@ -151,168 +156,4 @@ pub fn say(line: &str) {
 /// Locks, also after another thread has panicked: the lab's state stays good enough to be removed.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Removes labs whose owner is dead, and returns their ids.
-pub fn clean() -> Result<Vec<String>> {
-    let mut removed = Vec::new();
-    // One cleaner at a time: two would trip over what the other has just removed.
-    let Ok(directory) = fs::File::open(LABS) else { return Ok(removed) };
-    directory.lock()?;
-    for (id, owner) in labs()? {
-        if !alive(&owner) {
-            remove(&id)?;
-            removed.push(id);
-        }
-    }
-    Ok(removed)
-}
-
-/// Every lab on this machine: its id and the record of its owner.
-fn labs() -> Result<Vec<(String, String)>> {
-    let entries = match fs::read_dir(LABS) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).context(LABS),
-    };
-    let mut labs = Vec::new();
-    for entry in entries.flatten() {
-        // A directory without a record, or with an empty one, is on its way in or out.
-        match (entry.file_name().into_string(), fs::read_to_string(entry.path().join("owner"))) {
-            (Ok(id), Ok(owner)) if !owner.is_empty() => labs.push((id, owner)),
-            _ => {}
-        }
-    }
-    Ok(labs)
-}
-
-/// Makes the lab's directory. It appears under its final name together with the record of its owner.
-fn claim() -> Result<(String, PathBuf)> {
-    let pid = std::process::id();
-    let owner = record(pid).context("this process has no /proc entry")?;
-    for _ in 0..10_000 {
-        // Never one that this process has used: its directory may be half removed by another thread.
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let id = base36(pid) + &base36(NEXT.fetch_add(1, Ordering::Relaxed));
-        let staging = PathBuf::from(format!("{LABS}/.{id}.{}", thread_tag()));
-        let made = fs::create_dir_all(staging.join("log"))
-            .and_then(|()| fs::set_permissions(&staging, fs::Permissions::from_mode(0o755)))
-            .and_then(|()| fs::write(staging.join("owner"), &owner));
-        if made.is_err() {
-            continue; // the last lab to leave took LABS away between two steps
-        }
-        let dir = PathBuf::from(format!("{LABS}/{id}"));
-        // Renaming onto a directory that is not empty fails: that is what makes the id ours alone.
-        if fs::rename(&staging, &dir).is_ok() {
-            return Ok((id, dir));
-        }
-        fs::remove_dir_all(&staging)?;
-    }
-    bail!("{LABS} is full of labs: try `ntcp-lab clean`")
-}
-
-fn thread_tag() -> String {
-    format!("{:?}", thread::current().id()).chars().filter(char::is_ascii_digit).collect()
-}
-
-fn base36(mut number: u32) -> String {
-    let mut digits = Vec::new();
-    loop {
-        digits.extend(char::from_digit(number % 36, 36));
-        number /= 36;
-        if number == 0 {
-            return digits.iter().rev().collect();
-        }
-    }
-}
-
-/// "pid start-time": a later process with the same number is not taken for the owner.
-fn record(pid: u32) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Field 22, counted after the command's closing parenthesis because a command may contain spaces: proc(5).
-    let start = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?;
-    Some(format!("{pid} {start}"))
-}
-
-fn alive(owner: &str) -> bool {
-    let pid = owner.split_whitespace().next().and_then(|pid| pid.parse().ok());
-    pid.and_then(record).is_some_and(|now| now == owner)
-}
-
-/// Ends every process in the namespaces of a lab, then removes them, their `/etc` files and the lab's directory.
-fn remove(id: &str) -> Result<()> {
-    let prefix = format!("{PREFIX}{id}-");
-    let spaces = starting_with(NETNS, &prefix);
-    let inodes: BTreeSet<(u64, u64)> =
-        spaces.iter().filter_map(|name| identity(&format!("{NETNS}/{name}"))).collect();
-    for _ in 0..50 {
-        let pids = processes_in(&inodes);
-        if pids.is_empty() {
-            break;
-        }
-        for pid in pids {
-            drop(sys::kill(pid, libc::SIGKILL));
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    let script: String = spaces.iter().map(|name| format!("netns del {name}\n")).collect();
-    if !script.is_empty() {
-        let mut ip = Command::new("ip");
-        ip.args(["-force", "-batch", "-"]);
-        // Removal goes on after a Ctrl-C, hence not through the interruptible wait.
-        batch(ip, &script)?;
-    }
-    for name in starting_with(ETC_NETNS, &prefix) {
-        fs::remove_dir_all(format!("{ETC_NETNS}/{name}"))?;
-    }
-    match fs::remove_dir_all(format!("{LABS}/{id}")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
-    // Both stay if another lab uses them.
-    drop(fs::remove_dir(ETC_NETNS));
-    drop(fs::remove_dir(LABS));
-    Ok(())
-}
-
-fn batch(mut command: Command, script: &str) -> Result<()> {
-    let mut input = tempfile::tempfile()?;
-    input.write_all(script.as_bytes())?;
-    input.rewind()?;
-    let output = command.stdin(input).output()?;
-    if !output.status.success() {
-        bail!("{}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(())
-}
-
-/// Runs `ip -batch` on the machine itself; only for commands that name the lab's namespaces.
-pub(crate) fn ip_batch(script: &str) -> Result<()> {
-    let mut ip = Command::new("ip");
-    ip.args(["-batch", "-"]);
-    process::run(ip, script.as_bytes(), Duration::from_secs(20))?.ok().map(drop)
-}
-
-fn starting_with(dir: &str, prefix: &str) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| name.starts_with(prefix))
-        .collect()
-}
-
-fn identity(path: &str) -> Option<(u64, u64)> {
-    fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
-}
-
-/// Processes whose network namespace is one of these; never the caller.
-fn processes_in(inodes: &BTreeSet<(u64, u64)>) -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| *pid != std::process::id())
-        .filter(|pid| identity(&format!("/proc/{pid}/ns/net")).is_some_and(|ns| inodes.contains(&ns)))
-        .collect()
 }

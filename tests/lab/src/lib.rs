@@ -11,7 +11,8 @@
 //!
 //! | module | one line |
 //! |---|---|
-//! | [`lab`] | a lab's life: identity, directory, removal, leftovers |
+//! | [`lab`] | a lab's life |
+//! | [`leftovers`] | its end, also after its owner was killed |
 //! | [`ns`] | one namespace: commands, processes, sysctls, sockets inside it |
 //! | [`process`] | a program's run: output, limits, end |
 //! | [`wire`] | links: plain veth, or delayed, lossy and rate-limited |
@@ -23,6 +24,7 @@
 //! | [`openssh`] [`wireguard`] [`product`] | programs that run in a lab |
 //! | [`matrix`] | the product between every pair of NATs |
 //! | [`demo`] [`mod@bench`] | what `make demo` and `make bench` show |
+//! | [`timing`] | how fast the lab itself is |
 //! | [`interrupt`] [`tools`] [`sys`] | Ctrl-C, what is installed, system calls |
 
 pub mod bench;
@@ -32,6 +34,7 @@ pub mod demo;
 pub mod gateway;
 pub mod interrupt;
 pub mod lab;
+pub mod leftovers;
 pub mod matrix;
 pub mod nat;
 pub mod ns;
@@ -41,6 +44,7 @@ pub mod process;
 pub mod product;
 pub mod proxy;
 pub mod sys;
+pub mod timing;
 pub mod tools;
 pub mod topology;
 pub mod wire;

@@ -7,18 +7,15 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Parser;
 use clap::Subcommand;
-use ntcp_lab::Internet;
 use ntcp_lab::Lab;
-use ntcp_lab::Link;
-use ntcp_lab::Nat;
-use ntcp_lab::Site;
 use ntcp_lab::bench;
 use ntcp_lab::check;
 use ntcp_lab::demo;
 use ntcp_lab::interrupt;
-use ntcp_lab::lab;
+use ntcp_lab::leftovers;
 use ntcp_lab::matrix;
 use ntcp_lab::matrix::Plan;
+use ntcp_lab::timing;
 use ntcp_lab::tools;
 
 /// A laboratory of hosts, NATs and wires on this machine.
@@ -77,6 +74,12 @@ enum Word {
         #[arg(long)]
         no_udp: bool,
     },
+    /// How fast the lab is: a scenario's coming and going, and what its wires carry
+    Timing {
+        /// How often the scenario is built
+        #[arg(long, default_value_t = 10)]
+        rounds: usize,
+    },
     /// Build a small lab and keep it until interrupted; prints its id and the id of a process in it
     Hold,
 }
@@ -94,7 +97,7 @@ fn main() -> ExitCode {
 fn act(word: Word) -> Result<()> {
     match word {
         Word::Clean => {
-            for id in lab::clean()? {
+            for id in leftovers::clean()? {
                 println!("removed the lab {id}, whose owner is gone");
             }
             Ok(())
@@ -108,15 +111,14 @@ fn act(word: Word) -> Result<()> {
         Word::Check => check::run(),
         Word::Matrix { bin, kinds, jobs, json } => matrix::run(&bin, &Plan { kinds, jobs }, &json),
         Word::Meet { a, b, bin, no_udp } => matrix::meet(&bin, [&a, &b], !no_udp),
+        Word::Timing { rounds } => timing::run(rounds.max(1)),
         Word::Hold => hold(),
     }
 }
 
 fn hold() -> Result<()> {
     let lab = Lab::new()?;
-    let net = Internet::new(&lab)?;
-    let site = net.site("home", Site::new(Nat::PortRestricted), &Link::delayed(Duration::from_millis(20)))?;
-    let host = site.host("alice")?;
+    let host = timing::build(&lab)?;
     let mut busy = host.ns.spawn(&["sh", "-c", "echo inside; exec sleep 98765"])?;
     busy.wait_for_line("inside", Duration::from_secs(10))?;
     println!("{} {}", lab.id(), busy.pid());

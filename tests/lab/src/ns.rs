@@ -16,7 +16,6 @@ use anyhow::Result;
 
 use crate::lab::Inner;
 use crate::lab::PREFIX;
-use crate::lab::ip_batch;
 use crate::process;
 use crate::process::Output;
 use crate::process::Process;
@@ -59,7 +58,7 @@ impl Namespace {
             let hosts = format!("127.0.0.1 localhost\n::1 localhost ip6-localhost\n127.0.1.1 {name}\n");
             fs::write(format!("/etc/netns/{full}/hosts"), hosts)?;
         }
-        ip_batch(&format!("netns add {full}\n"))?;
+        lab.ip_batch(&format!("netns add {full}\n"))?;
         let ns = Self { lab: Arc::clone(lab), name: name.to_owned(), full, files };
         // Addresses are usable at once, and nothing configures itself from router advertisements.
         for (key, value) in [
@@ -112,7 +111,7 @@ impl Namespace {
 
     /// A command inside that sees the files of the whole machine, as routers' commands do.
     pub(crate) fn plain_command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new("ip");
+        let mut command = self.lab.command("ip");
         command.args(["netns", "exec", &self.full]).args(words);
         command
     }
@@ -141,7 +140,7 @@ impl Namespace {
 
     /// Runs lines of the `ip` tool inside, in one go.
     pub fn ip(&self, lines: &str) -> Result<()> {
-        let mut ip = Command::new("ip");
+        let mut ip = self.lab.command("ip");
         ip.args(["-n", &self.full, "-batch", "-"]);
         process::run(ip, lines.as_bytes(), LIMIT)?
             .ok()

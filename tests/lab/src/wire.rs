@@ -31,7 +31,6 @@ use rustix::event::EventfdFlags;
 use rustix::event::PollFd;
 use rustix::event::PollFlags;
 
-use crate::lab::ip_batch;
 use crate::lab::lock;
 use crate::ns::Namespace;
 use crate::sys;
@@ -177,8 +176,10 @@ pub fn join(first: (&Namespace, &str), second: (&Namespace, &str), link: &Link) 
     let ((a, a_name), (b, b_name)) = (first, second);
     match link {
         Link::Plain => {
-            let (a, b) = (a.full_name(), b.full_name());
-            ip_batch(&format!("link add {a_name} netns {a} type veth peer name {b_name} netns {b}\n"))?;
+            let (first, second) = (a.full_name(), b.full_name());
+            a.lab().ip_batch(&format!(
+                "link add {a_name} netns {first} type veth peer name {b_name} netns {second}\n"
+            ))?;
             Ok(None)
         }
         Link::Wire(profile) => {

@@ -1,13 +1,9 @@
 //! The lab tested with nothing but plain sockets, ping and iperf3: its NATs are what they claim, its wires delay.
 
 use std::collections::BTreeSet;
-use std::io::BufRead;
-use std::io::BufReader;
 use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::Command;
-use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -16,7 +12,6 @@ use anyhow::Result;
 use anyhow::ensure;
 use ntcp_lab::Host;
 use ntcp_lab::Internet;
-use ntcp_lab::Lab;
 use ntcp_lab::Link;
 use ntcp_lab::Nat;
 use ntcp_lab::Profile;
@@ -253,49 +248,6 @@ fn a_machine_has_its_own_hosts_file_name_and_state_directories() {
 }
 
 #[test]
-fn what_a_killed_lab_leaves_is_removed_by_the_next_clean_and_nothing_else() {
-    lab::test(|mine| {
-        mine.machine("bystander")?;
-        let tool = env!("CARGO_BIN_EXE_ntcp-lab");
-        let mut victim = Command::new(tool).arg("hold").stdout(Stdio::piped()).spawn()?;
-        let mut line = String::new();
-        BufReader::new(victim.stdout.take().context("no stdout")?).read_line(&mut line)?;
-        let (id, busy) = line.trim().split_once(' ').context("hold prints its id and a process id")?;
-        ensure!(
-            spaces(id) == 3 && Path::new(&format!("/proc/{busy}")).exists(),
-            "nothing was built: {line:?}"
-        );
-        victim.kill()?;
-        victim.wait()?;
-        ensure!(Command::new(tool).arg("clean").status()?.success());
-        ensure!(spaces(id) == 0, "namespaces of the dead lab remain");
-        ensure!(spaces(mine.id()) == 1 && mine.dir().exists(), "a living lab was removed");
-        ensure!(!Path::new(&format!("/run/ntl/{id}")).exists(), "the record of the dead lab remains");
-        // A zombie has no command line: who reaps it is not the lab's business.
-        let command = std::fs::read(format!("/proc/{busy}/cmdline")).unwrap_or_default();
-        ensure!(command.is_empty(), "a process of the dead lab still runs");
-        Ok(())
-    });
-}
-
-#[test]
-fn a_lab_takes_everything_with_it() {
-    lab::test(|_| {
-        let lab = Lab::new()?;
-        let net = Internet::new(&lab)?;
-        let a = net.host("a", &Link::delayed(ms(1)))?;
-        let running = a.ns.spawn(&["sleep", "100"])?;
-        let (id, dir, pid) = (lab.id().to_owned(), lab.dir().to_owned(), running.pid());
-        ensure!(spaces(&id) == 2);
-        drop(net);
-        drop(lab);
-        drop(running);
-        ensure!(!dir.exists() && !Path::new(&format!("/proc/{pid}")).exists() && spaces(&id) == 0);
-        Ok(())
-    });
-}
-
-#[test]
 fn openssh_and_wireguard_go_run_between_two_machines() {
     lab::test(|lab| {
         let net = Internet::new(lab)?;
@@ -314,12 +266,6 @@ fn openssh_and_wireguard_go_run_between_two_machines() {
         session.advance(3, ms(10_000))?;
         Ok(())
     });
-}
-
-/// How many namespaces of a lab exist.
-fn spaces(id: &str) -> usize {
-    let entries = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&format!("ntl-{id}-"))).count()
 }
 
 #[test]
