@@ -28,7 +28,7 @@ use crate::nat::Mapping;
 use crate::nat::Nat;
 use crate::nat::Ports;
 use crate::nat::Reaction;
-use crate::nat::Windows;
+use crate::nat::States;
 use crate::nat::kinds::KINDS;
 use crate::nat::kinds::Kind;
 use crate::process::Process;
@@ -167,11 +167,12 @@ pub fn expected(nat: Nat, transport: Transport) -> Character {
         }
         (_, None) => return untranslated(Fate::Silence, Fate::Silence, Fate::Silence),
     };
-    let Behaviour { mapping, filtering, reaction, windows } = does;
+    let Behaviour { mapping, filtering, reaction, states, .. } = does;
     let refused = match reaction {
-        Reaction::Drop => Fate::Silence,
+        Reaction::Drop | Reaction::LateReset => Fate::Silence,
         Reaction::Reset if tcp => Fate::Reset,
         Reaction::Reset | Reaction::Unreachable => Fate::Unreachable,
+        Reaction::Prohibited => Fate::Prohibited,
     };
     let passes = |yes| if yes { Fate::Passes } else { refused };
     let (depends, ports) = match mapping {
@@ -192,10 +193,10 @@ pub fn expected(nat: Nat, transport: Transport) -> Character {
         from_stranger: passes(filtering == Filtering::Independent),
         from_dialled: when_tcp(passes(filtering != Filtering::NeverSyn)),
         // The SYN gets in either way; a router that checks windows drops the answer.
-        reversed: when_tcp(match (filtering, windows) {
+        reversed: when_tcp(match (filtering, states) {
             (Filtering::NeverSyn, _) => refused,
-            (_, Windows::Checked) => Fate::Silence,
-            (_, Windows::Ignored) => Fate::Passes,
+            (_, States::Checked | States::SynAckOut) => Fate::Silence,
+            (_, States::WindowsIgnored | States::None) => Fate::Passes,
         }),
         unmapped: refused,
     }
@@ -370,6 +371,7 @@ fn words(character: &Character) -> String {
         Fate::Silence => "silence",
         Fate::Reset => "RST",
         Fate::Unreachable => "ICMP",
+        Fate::Prohibited => "ICMP prohibited",
     };
     let syns = character.from_dialled.zip(character.reversed);
     let syns = syns.map_or_else(String::new, |(crossing, reversed)| {

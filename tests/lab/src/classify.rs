@@ -11,7 +11,6 @@ use std::net::TcpListener;
 use std::net::TcpStream;
 use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
-use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -67,8 +66,10 @@ pub enum Fate {
     Silence,
     /// Its sender gets a RST.
     Reset,
-    /// Its sender gets an ICMP error.
+    /// Its sender gets the ICMP error "port unreachable".
     Unreachable,
+    /// Its sender gets another ICMP error, such as "communication administratively prohibited".
+    Prohibited,
 }
 
 /// What was seen of one inner port.
@@ -189,7 +190,8 @@ impl Vantage {
                 return Ok(Fate::Passes);
             }
             Ok(match from.recv(&mut [0; 64]).map_err(|error| error.kind()) {
-                Err(io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable) => Fate::Unreachable,
+                Err(io::ErrorKind::ConnectionRefused) => Fate::Unreachable,
+                Err(io::ErrorKind::HostUnreachable) => Fate::Prohibited,
                 _ => Fate::Silence,
             })
         };
@@ -241,15 +243,10 @@ impl Vantage {
     fn crossing(&self, inner: &Host, dialling: bool) -> Result<Fate> {
         let [first, _] = self.addresses;
         let silent = if dialling { SILENT[0] } else { SILENT[1] };
-        let (ns, from) = (inner.ns.clone(), SocketAddrV4::new(inner.v4, INNER));
-        let dial = thread::spawn(move || dial(&ns, from, SocketAddrV4::new(first, silent)));
+        let half_open =
+            begin_dialling(&inner.ns, SocketAddrV4::new(inner.v4, INNER), SocketAddrV4::new(first, silent))?;
         let to = interrupt::wait_for("a SYN out of the NAT", PATIENCE * 5, || self.dialled(silent))?;
-        if dialling {
-            let fate = self.syn(first, silent, to);
-            drop(dial.join());
-            return fate;
-        }
-        drop(dial.join());
+        let _still_dialling = dialling.then_some(half_open);
         self.syn(first, silent, to)
     }
 
@@ -276,6 +273,7 @@ impl Vantage {
         Ok(match dial(&self.ns, SocketAddrV4::new(from, port), to) {
             Ok(Some(_)) => Fate::Passes,
             Ok(None) => Fate::Silence,
+            Err(error) if error.kind() == io::ErrorKind::HostUnreachable => Fate::Prohibited,
             Err(error) if error.kind() != io::ErrorKind::ConnectionRefused => {
                 return Err(error).with_context(|| format!("dialling {to} from outside"));
             }
@@ -321,6 +319,16 @@ fn listen(ns: &Namespace, at: SocketAddrV4) -> io::Result<TcpListener> {
     let socket = shared(ns, at)?;
     rustix::net::listen(&socket, 8)?;
     Ok(socket.into())
+}
+
+/// A socket that has sent a SYN and waits.
+fn begin_dialling(ns: &Namespace, from: SocketAddrV4, to: SocketAddrV4) -> io::Result<OwnedFd> {
+    let socket = shared(ns, from)?;
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    match rustix::net::connect(&socket, &to) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(socket),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// A connection that ends with a RST; `None` if there is no answer.

@@ -20,6 +20,7 @@ use crate::interrupt;
 use crate::leftovers;
 use crate::leftovers::Claim;
 use crate::leftovers::MARK;
+use crate::nat::Forgetting;
 use crate::ns::LIMIT;
 use crate::ns::Namespace;
 use crate::process;
@@ -42,6 +43,7 @@ pub(crate) struct Inner {
     pub(crate) dir: PathBuf,
     mark: String,
     pub(crate) forwarder: Mutex<Option<Forwarder>>,
+    pub(crate) forgetting: Mutex<Vec<Forgetting>>,
     names: Mutex<BTreeSet<String>>,
 }
 
@@ -71,7 +73,14 @@ impl Lab {
         interrupt::check()?;
         leftovers::clean()?;
         let Claim { id, dir, mark } = leftovers::claim()?;
-        let inner = Inner { id, dir, mark, forwarder: Mutex::default(), names: Mutex::default() };
+        let inner = Inner {
+            id,
+            dir,
+            mark,
+            forwarder: Mutex::default(),
+            forgetting: Mutex::default(),
+            names: Mutex::default(),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -120,7 +129,8 @@ impl Drop for Lab {
         if thread::panicking() {
             self.log_tails();
         }
-        // The wires' descriptors keep namespaces alive, so they go first.
+        // The descriptors of these keep namespaces alive, so they go first.
+        drop(std::mem::take(&mut *lock(&self.inner.forgetting)));
         drop(lock(&self.inner.forwarder).take());
         let remains = leftovers::remove(&self.inner.id);
         if let Err(problem) = remains {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::net::SocketAddr;
+use std::net::SocketAddrV4;
 use std::path::Path;
 use std::time::Duration;
 use std::time::Instant;
@@ -78,7 +79,9 @@ fn every_nat_maps_filters_and_refuses_as_its_name_says() {
                     "{} {transport:?}: {seen:?}\nis {found:?}\nnot {wanted:?}",
                     kind.name
                 );
-                ensure!(seen.mapped.iter().all(|mapped| *mapped.ip() == outer), "{}: {seen:?}", kind.name);
+                // A pool's addresses are in the same network as the router's own.
+                let near = |mapped: &SocketAddrV4| mapped.ip().octets().starts_with(&outer.octets()[..3]);
+                ensure!(seen.mapped.iter().all(near), "{}: {seen:?}", kind.name);
             }
             Ok(())
         });

@@ -1,22 +1,45 @@
 //! What a router does to packets: values that compose, made real by nftables over the kernel's own connection tracking.
 //!
-//! A NAT is described for UDP and for TCP apart, because real boxes differ there: a [`Behaviour`] is how outer ports are
-//! chosen ([`Mapping`]: what they depend on, and which port comes next), who may send to them ([`Filtering`]), what a
-//! stranger gets ([`Reaction`]), and for TCP whether sequence numbers matter ([`Windows`]). [`Lifetimes`] say when an idle
-//! mapping goes. `rules` turns all of it into one script; [`kinds`] names the combinations worth testing, with the boxes
-//! known to behave so.
+//! A NAT is described for UDP and for TCP apart, because real boxes differ there: a [`Behaviour`] is one habit per line,
+//! from how outer ports are chosen to what a RST does. [`Lifetimes`] say when an idle mapping goes. [`kinds`] names the
+//! combinations worth testing, with the boxes known to behave so. All of it may change while the router runs.
 //!
-//! What a router cannot do here: kill a mapping because of a RST or ICMP beyond what conntrack does by itself, let a
-//! SYN-ACK out after a SYN, rewrite sequence numbers, or forget TCP's states. For UDP a session is its two endpoints, so
-//! session- and address+port-dependent mappings differ only after the session has expired.
+//! | module | one line |
+//! |---|---|
+//! | `behaviour` | the habits |
+//! | `rules` | the rule set: filter, translation, and what a mapping remembers |
+//! | `beside` | rules for segments that connection tracking would refuse or misread |
+//! | `machinery` | what a router needs besides rules: addresses, loops, kernel parameters |
+//! | `forgetting` | connection tracking made to forget: one session after an ICMP error, all of them at a reboot |
+//!
+//! For UDP a session is its two endpoints, so session- and address+port-dependent mappings differ only after the session
+//! has expired.
 
+mod behaviour;
+mod beside;
+mod forgetting;
 pub mod kinds;
+mod machinery;
 mod rules;
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-pub use rules::ruleset;
+pub use behaviour::Behaviour;
+pub use behaviour::Filtering;
+pub use behaviour::Hairpin;
+pub use behaviour::Mapping;
+pub use behaviour::Numbers;
+pub use behaviour::OnIcmp;
+pub use behaviour::OnReset;
+pub use behaviour::POOL;
+pub use behaviour::Pooling;
+pub use behaviour::Ports;
+pub use behaviour::Reaction;
+pub use behaviour::States;
+
+pub(crate) use forgetting::Forgetting;
+pub(crate) use machinery::Machinery;
 
 /// How a router translates and filters IPv4.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,6 +86,13 @@ impl Nat {
         self.behaviours().is_some()
     }
 
+    /// The same NAT with this hairpin for UDP and for TCP; nothing changes where it does not translate.
+    #[must_use]
+    pub fn with_hairpin(self, hairpin: Hairpin) -> Self {
+        let Some((udp, tcp)) = self.behaviours() else { return self };
+        Self::Composed { udp: Behaviour { hairpin, ..udp }, tcp: Behaviour { hairpin, ..tcp } }
+    }
+
     /// What it does with UDP and with TCP; `None` if it does not translate.
     pub fn behaviours(self) -> Option<(Behaviour, Behaviour)> {
         let both = |behaviour| Some((behaviour, behaviour));
@@ -78,99 +108,17 @@ impl Nat {
     }
 }
 
-/// What a NAT does with one transport.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Behaviour {
-    /// How outer ports are chosen.
-    pub mapping: Mapping,
-    /// Who may send to them.
-    pub filtering: Filtering,
-    /// What happens to everything else from outside.
-    pub reaction: Reaction,
-    /// For TCP: which segments of a session pass.
-    pub windows: Windows,
-}
-
-impl Behaviour {
-    /// Plain masquerade behind a silent firewall.
-    pub const LINUX: Self = Self {
-        mapping: Mapping::Kept,
-        filtering: Filtering::AddressAndPort,
-        reaction: Reaction::Drop,
-        windows: Windows::Checked,
-    };
-}
-
-/// What an outer port depends on, besides the inner endpoint.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mapping {
-    /// On nothing, and the outer port is the inner one while nobody else inside uses it towards the same destination:
-    /// netfilter's masquerade and whatever is built on it.
-    Kept,
-    /// On nothing, but it is another port: RFC 4787's endpoint-independent mapping, as carriers' NATs have it.
-    Independent(Ports),
-    /// On the destination's address: rare, 2.5 % of the market in 2005.
-    Address(Ports),
-    /// On the destination's address and port, and the same again for a later session: 18.7 % of the market in 2005.
-    AddressAndPort(Ports),
-    /// On the session: every new one gets a new port. pf (OPNsense, pfSense), netfilter's `--random-fully`, many cellular
-    /// and cloud NATs.
-    Session(Ports),
-}
-
-/// Which outer port a new mapping gets.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Ports {
-    /// This much above the last one: what most symmetric NATs of 2005 did; 2 where ports are given out in RTP/RTCP pairs.
-    Step(u16),
-    /// Any: RFC 6056's advice, today's rule among symmetric NATs.
-    Random,
-}
-
-/// From where packets may come in to a mapping.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Filtering {
-    /// From anywhere: "full cone" as an option of home routers, carriers that follow RFC 6888.
-    Independent,
-    /// From addresses that were written to: "address restricted".
-    Address,
-    /// From addresses and ports that were written to: netfilter and nearly all firewalls.
-    AddressAndPort,
-    /// As before, but a SYN never, not even from where one was sent to: Linux before 2.6.31, strict TCP inspection. For UDP
-    /// the same as [`Self::AddressAndPort`].
-    NeverSyn,
-}
-
-/// What a packet gets that no mapping takes in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reaction {
-    /// Silence: most home routers.
-    Drop,
-    /// A RST (for UDP, which has none, ICMP port unreachable): OpenWrt's `REJECT`, its default on the outside.
-    Reset,
-    /// ICMP port unreachable: a plain iptables `REJECT`.
-    Unreachable,
-}
-
-/// Whether a TCP session's sequence numbers matter. They do where a port that has sent a SYN and given up answers a SYN
-/// from there: its SYN-ACK has another initial sequence number.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Windows {
-    /// Only what fits the windows that were seen passes: netfilter as it is shipped.
-    Checked,
-    /// Everything passes: netfilter with `nf_conntrack_tcp_be_liberal`, and boxes that only count sessions.
-    Ignored,
-}
-
 /// How long an idle mapping lives. Both directions refresh it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Lifetimes {
     /// UDP, whether answered or not.
     pub udp: Duration,
-    /// TCP from a SYN to an answer.
+    /// TCP from a SYN to an answer: 120 s in netfilter, 56 s and less were seen in 2005.
     pub tcp_opening: Duration,
-    /// TCP once established.
+    /// TCP once established: RFC 5382 wants 2 h 4 min, many carriers give 5 min. Where no states are kept, this alone counts.
     pub tcp_established: Duration,
+    /// TCP after a FIN in either direction: RFC 5382 wants 4 min.
+    pub tcp_closing: Duration,
 }
 
 impl Default for Lifetimes {
@@ -180,6 +128,7 @@ impl Default for Lifetimes {
             udp: Duration::from_secs(120),
             tcp_opening: Duration::from_secs(120),
             tcp_established: Duration::from_secs(432_000),
+            tcp_closing: Duration::from_secs(120),
         }
     }
 }
@@ -202,8 +151,6 @@ pub struct Rules {
     pub nat: Nat,
     /// IPv6.
     pub v6: V6,
-    /// Whether inside hosts reach each other by the router's outer address.
-    pub hairpin: bool,
     /// Whether UDP passes at all.
     pub udp: bool,
     /// When idle mappings go.
@@ -212,19 +159,31 @@ pub struct Rules {
 
 impl Rules {
     /// What of them is kernel parameters, under `/proc/sys`, with their values.
-    pub(crate) fn sysctls(&self) -> [(&'static str, String); 5] {
+    fn sysctls(&self) -> Vec<(&'static str, String)> {
         let seconds = |time: Duration| time.as_secs().to_string();
-        let Lifetimes { udp, tcp_opening, tcp_established } = self.lifetimes;
-        let liberal = self.nat.behaviours().is_some_and(|(_, tcp)| tcp.windows == Windows::Ignored);
-        [
+        let Lifetimes { udp, tcp_opening, tcp_established, tcp_closing } = self.lifetimes;
+        let tcp = self.nat.behaviours().map(|(_, tcp)| tcp);
+        let liberal = tcp.is_some_and(|tcp| tcp.states == States::WindowsIgnored);
+        // Conntrack keeps an established session for so long after a RST.
+        let reset = if tcp.is_some_and(|tcp| tcp.reset == OnReset::Mapping) { 1 } else { 10 };
+        vec![
             ("net/netfilter/nf_conntrack_udp_timeout", seconds(udp)),
             ("net/netfilter/nf_conntrack_udp_timeout_stream", seconds(udp)),
             ("net/netfilter/nf_conntrack_tcp_timeout_syn_sent", seconds(tcp_opening)),
+            ("net/netfilter/nf_conntrack_tcp_timeout_syn_recv", seconds(tcp_opening.min(SYN_RECEIVED))),
             ("net/netfilter/nf_conntrack_tcp_timeout_established", seconds(tcp_established)),
+            ("net/netfilter/nf_conntrack_tcp_timeout_fin_wait", seconds(tcp_closing)),
+            ("net/netfilter/nf_conntrack_tcp_timeout_close_wait", seconds(tcp_closing)),
+            ("net/netfilter/nf_conntrack_tcp_timeout_last_ack", seconds(tcp_closing)),
+            ("net/netfilter/nf_conntrack_tcp_timeout_time_wait", seconds(tcp_closing)),
+            ("net/netfilter/nf_conntrack_tcp_timeout_close", reset.to_string()),
             ("net/netfilter/nf_conntrack_tcp_be_liberal", u8::from(liberal).to_string()),
         ]
     }
 }
+
+/// Netfilter's patience after both SYNs.
+const SYN_RECEIVED: Duration = Duration::from_secs(60);
 
 /// A table that drops all UDP to and from these addresses, established or not, as a changed firewall policy would.
 pub(crate) fn block_udp(addresses: &[IpAddr]) -> String {

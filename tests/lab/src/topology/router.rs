@@ -17,6 +17,7 @@ use super::settle;
 use super::site::Lan;
 use crate::lab::Lab;
 use crate::nat;
+use crate::nat::Machinery;
 use crate::nat::Rules;
 use crate::nat::V6;
 use crate::ns::Namespace;
@@ -33,6 +34,7 @@ pub struct Router<'lab> {
     lan: Lan,
     wan: Ipv4Addr,
     uplink: Uplink,
+    machinery: Machinery,
     inside: Counter,
 }
 
@@ -56,13 +58,11 @@ impl<'lab> Router<'lab> {
             inner += &format!("addr add {}/64 dev lan nodad\n", lan.v6(1));
         }
         ns.ip(&inner)?;
-        if site.rules.hairpin {
-            hairpin_loop(&ns, wan)?;
-        }
-        enforce(&ns, &site.rules, &nat::ruleset(&site.rules, wan))?;
+        let mut machinery = Machinery::new(&ns, wan);
+        machinery.enforce(&site.rules)?;
         let inside = Counter::default();
         inside.next()?; // .1 is the router
-        Ok(Self { lab, ns, site, lan, wan, uplink, inside })
+        Ok(Self { lab, ns, site, lan, wan, uplink, machinery, inside })
     }
 
     /// The router's namespace.
@@ -114,17 +114,17 @@ impl<'lab> Router<'lab> {
 
     /// Changes what the router does; what is established and still allowed goes on.
     pub fn change(&mut self, rules: Rules) -> Result<()> {
-        if rules.hairpin != self.site.rules.hairpin
-            || (rules.v6 == V6::None) != (self.site.rules.v6 == V6::None)
-        {
-            bail!("hairpin and IPv6 are built in when the router is made");
+        if (rules.v6 == V6::None) != (self.site.rules.v6 == V6::None) {
+            bail!("IPv6 is built in when the router is made");
         }
-        // Declared first, so that removing them succeeds whether they exist or not.
-        let reset =
-            "table inet ntl {}\ntable ip ntl_nat {}\ndelete table inet ntl\ndelete table ip ntl_nat\n";
-        enforce(&self.ns, &rules, &format!("{reset}{}", nat::ruleset(&rules, self.wan)))?;
+        self.machinery.enforce(&rules)?;
         self.site.rules = rules;
         Ok(())
+    }
+
+    /// Power off and on: every mapping is lost, and stepping ports begin elsewhere.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.machinery.restart(&self.site.rules)
     }
 
     /// What the router does now.
@@ -172,27 +172,4 @@ impl<'lab> Router<'lab> {
         settle(ns, if self.site.v4 { self.lan.v4(1).into() } else { self.lan.v6(1).into() })?;
         Ok((n, Uplink { wire, above: (self.ns.clone(), port) }))
     }
-}
-
-/// Loads a router's rules, then sets the kernel parameters, which exist once conntrack is in use.
-fn enforce(ns: &Namespace, rules: &Rules, script: &str) -> Result<()> {
-    ns.nft(script)?;
-    rules.sysctls().iter().try_for_each(|(key, value)| ns.sysctl(key, value))
-}
-
-/// The veth loop that brings packets for the router's own outer address back in, translated.
-fn hairpin_loop(ns: &Namespace, wan: Ipv4Addr) -> Result<()> {
-    // Fixed hardware addresses, so that no ARP with the router's own address as its source is needed.
-    ns.ip(&format!(
-        "link add hp0 address 02:00:00:00:00:10 type veth peer name hp1 address 02:00:00:00:00:11\n\
-         link set hp0 up\n\
-         link set hp1 up\n\
-         route add {wan}/32 dev hp0 table 77\n\
-         neigh add {wan} lladdr 02:00:00:00:00:11 dev hp0 nud permanent\n\
-         rule add pref 10 iif lan to {wan} lookup 77\n\
-         rule add pref 100 lookup local\n\
-         rule del pref 0\n"
-    ))?;
-    // A packet with the router's own address as its source is what this loop is for.
-    ns.sysctl("net/ipv4/conf/hp1/accept_local", "1")
 }

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 
+use crate::nat::Hairpin;
 use crate::nat::Lifetimes;
 use crate::nat::Nat;
 use crate::nat::Rules;
@@ -22,7 +23,7 @@ pub struct Site {
 impl Site {
     /// A site with this kind of router, no IPv6, no hairpin, and the private network that half of all homes have.
     pub fn new(nat: Nat) -> Self {
-        let rules = Rules { nat, v6: V6::None, hairpin: false, udp: true, lifetimes: Lifetimes::default() };
+        let rules = Rules { nat, v6: V6::None, udp: true, lifetimes: Lifetimes::default() };
         Self { rules, lan: Ipv4Addr::new(192, 168, 1, 0), v4: true }
     }
 
@@ -57,7 +58,7 @@ impl Site {
     /// With a router that lets inside hosts reach each other by its outer address.
     #[must_use]
     pub fn hairpin(mut self) -> Self {
-        self.rules.hairpin = true;
+        self.rules.nat = self.rules.nat.with_hairpin(Hairpin::External);
         self
     }
 
