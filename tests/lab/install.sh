@@ -56,7 +56,7 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # shellcheck disable=SC2086 # one word per package
 apt-get install -y -qq --no-install-recommends $missing >/dev/null
-for service in openssh-server=ssh coturn=coturn; do
+for service in openssh-server=ssh coturn=coturn tinc=tinc openvpn=openvpn; do
     case "$missing " in
     *" ${service%=*} "*)
         if command -v systemctl >/dev/null 2>&1; then

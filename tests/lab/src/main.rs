@@ -1,5 +1,6 @@
 //! The command `ntcp-lab`: clean up after killed labs, and the shows that need one.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -38,11 +39,38 @@ enum Word {
         #[arg(long)]
         bin: PathBuf,
     },
-    /// One TCP stream: bare, through wireguard-go, through the overlay
+    /// The overlay beside what the machine could do at most and beside other tunnels, in rounds
     Bench {
         /// The ntcp-overlay binary
         #[arg(long)]
         bin: PathBuf,
+        /// How often everybody has its turn
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+        /// Length of each TCP stream, s
+        #[arg(long, default_value_t = 3)]
+        seconds: u32,
+        /// Only those whose name contains one of these, separated by commas
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+        /// Where bench.json and bench.svg go
+        #[arg(long, default_value = "target")]
+        out: PathBuf,
+    },
+    /// One side of a forwarder without any protection, which shows what a tunnel could do at most; for the lab only
+    #[command(hide = true)]
+    Forward {
+        /// The TUN device to make
+        device: String,
+        /// What carries
+        carrier: bench::forward::Carrier,
+        /// Our address
+        local: SocketAddr,
+        /// The other side's
+        peer: SocketAddr,
+        /// Over TCP: wait for the other side
+        #[arg(long)]
+        listens: bool,
     },
     /// Check every NAT of the lab with STUN clients that others wrote, and TCP with plain sockets
     Check,
@@ -107,7 +135,12 @@ fn act(word: Word) -> Result<()> {
             None => Ok(()),
         },
         Word::Demo { bin } => demo::run(&bin),
-        Word::Bench { bin } => bench::run(&bin),
+        Word::Bench { bin, rounds, seconds, only, out } => {
+            bench::run(&bin, &bench::Plan { rounds, seconds, only, out })
+        }
+        Word::Forward { device, carrier, local, peer, listens } => {
+            bench::forward::run(&device, carrier, local, peer, listens)
+        }
         Word::Check => check::run(),
         Word::Matrix { bin, kinds, jobs, json } => matrix::run(&bin, &Plan { kinds, jobs }, &json),
         Word::Meet { a, b, bin, no_udp } => matrix::meet(&bin, [&a, &b], !no_udp),

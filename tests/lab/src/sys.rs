@@ -32,10 +32,23 @@ pub fn enter_netns(path: &Path) -> io::Result<()> {
 
 /// Opens a new TAP interface in the calling thread's namespace; frames carry a [`VNET_HEADER`]. Reads do not block.
 pub fn open_tap(name: &str, offload: Offload) -> io::Result<File> {
-    let tap = OpenOptions::new()
+    let tap = open_interface(name, libc::IFF_TAP, libc::O_NONBLOCK)?;
+    set_offload(&tap, offload)?;
+    Ok(tap)
+}
+
+/// Opens a new TUN interface in the calling thread's namespace; super-packets carry a [`VNET_HEADER`]. Reads block.
+pub fn open_tun(name: &str) -> io::Result<File> {
+    let tun = open_interface(name, libc::IFF_TUN, 0)?;
+    set_offload(&tun, Offload::Super)?;
+    Ok(tun)
+}
+
+fn open_interface(name: &str, kind: c_int, flags: c_int) -> io::Result<File> {
+    let device = OpenOptions::new()
         .read(true)
         .write(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .custom_flags(flags | libc::O_CLOEXEC)
         .open("/dev/net/tun")?;
     // SAFETY: `ifreq` is plain old data for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -45,11 +58,18 @@ pub fn open_tap(name: &str, offload: Offload) -> io::Result<File> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as c_short;
+    request.ifr_ifru.ifru_flags = (kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as c_short;
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.
-    check(unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &mut request) })?;
-    set_offload(&tap, offload)?;
-    Ok(tap)
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &mut request) })?;
+    Ok(device)
+}
+
+/// Sets a socket option that is a number.
+pub fn set_option(socket: &impl AsRawFd, level: c_int, name: c_int, value: c_int) -> io::Result<()> {
+    let len = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the kernel reads one `int`, which lives until the call returns.
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const value).cast(), len) })
+        .map(drop)
 }
 
 /// Changes which super-packets the kernel may put into this TAP from now on.

@@ -45,13 +45,24 @@ pub struct Peer<'a> {
 #[derive(Debug)]
 pub struct Tunnel {
     ns: Namespace,
-    _process: Process,
+    process: Process,
 }
 
 impl Tunnel {
     /// Brings `wg0` up with `address` on port 51820, MTU 1380, and routes what the peer is allowed to it.
     pub fn start(ns: &Namespace, keys: &Keys, address: IpAddr, peer: &Peer<'_>) -> Result<Self> {
-        let process = ns.spawn(&["wireguard-go", "-f", "wg0"])?;
+        Self::start_program("wireguard-go", ns, keys, address, peer)
+    }
+
+    /// The same, by another build of the program.
+    pub fn start_program(
+        program: &str,
+        ns: &Namespace,
+        keys: &Keys,
+        address: IpAddr,
+        peer: &Peer<'_>,
+    ) -> Result<Self> {
+        let process = ns.spawn(&[program, "-f", "wg0"])?;
         interrupt::wait_for("wireguard-go's interface", Duration::from_secs(10), || {
             Ok(ns.try_run(&["wg", "show", "wg0"], Duration::from_secs(5))?.status.success().then_some(()))
         })?;
@@ -73,7 +84,12 @@ impl Tunnel {
         for network in peer.allowed.split(',').map(str::trim) {
             ns.ip(&format!("route add {network} dev wg0\n"))?;
         }
-        Ok(Self { ns: ns.clone(), _process: process })
+        Ok(Self { ns: ns.clone(), process })
+    }
+
+    /// The program's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
     }
 
     /// Seconds since 1970 of the last handshake, 0 before the first, as `wg` says.
