@@ -204,7 +204,7 @@ impl<'lab> Field<'lab> {
         self.core.nft(&format!(
             "table inet bench {{ chain forward {{ type filter hook forward priority 0;\n\
              ip saddr {} ip daddr {} drop\nip saddr {} ip daddr {} drop\n\
-             ip6 saddr {} ip6 daddr {} drop\nip6 saddr {} ip6 daddr {} drop }} }}",
+             ip6 saddr {} ip6 daddr {} drop\nip6 saddr {} ip6 daddr {} drop\n}}\n}}\n",
             a.v4,
             b.v4,
             b.v4,
