@@ -61,14 +61,12 @@ impl Namespace {
         lab.ip_batch(&format!("netns add {full}\n"))?;
         let ns = Self { lab: Arc::clone(lab), name: name.to_owned(), full, files };
         // Addresses are usable at once, and nothing configures itself from router advertisements.
-        for (key, value) in [
+        ns.sysctls(&[
             ("net/ipv6/conf/all/accept_dad", "0"),
             ("net/ipv6/conf/default/accept_dad", "0"),
             ("net/ipv6/conf/all/accept_ra", "0"),
             ("net/ipv6/conf/default/accept_ra", "0"),
-        ] {
-            ns.sysctl(key, value)?;
-        }
+        ])?;
         ns.ip("link set lo up")?;
         Ok(ns)
     }
@@ -158,11 +156,19 @@ impl Namespace {
 
     /// Sets one kernel parameter of this namespace; `key` is its path under `/proc/sys`.
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
-        let (file, value) = (format!("/proc/sys/{key}"), value.to_owned());
+        self.sysctls(&[(key, value)])
+    }
+
+    /// Sets kernel parameters of this namespace.
+    pub fn sysctls(&self, all: &[(&str, &str)]) -> Result<()> {
+        let all: Vec<(String, String)> =
+            all.iter().map(|(key, value)| (format!("/proc/sys/{key}"), (*value).to_owned())).collect();
         self.inside(move || {
-            // Opened without truncation, as `sysctl` does.
-            let mut file = fs::OpenOptions::new().write(true).open(&file).with_context(|| file.clone())?;
-            file.write_all(value.as_bytes()).context("cannot set a kernel parameter")
+            all.iter().try_for_each(|(file, value)| {
+                // Opened without truncation, as `sysctl` does.
+                let mut open = fs::OpenOptions::new().write(true).open(file).with_context(|| file.clone())?;
+                open.write_all(value.as_bytes()).context("cannot set a kernel parameter")
+            })
         })?
     }
 

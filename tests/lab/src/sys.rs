@@ -7,6 +7,8 @@ use std::ffi::c_uint;
 use std::fs::File;
 use std::fs::OpenOptions;
 use std::io;
+use std::net::Ipv4Addr;
+use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -50,6 +52,15 @@ fn open_interface(name: &str, kind: c_int, flags: c_int) -> io::Result<File> {
         .write(true)
         .custom_flags(flags | libc::O_CLOEXEC)
         .open("/dev/net/tun")?;
+    let mut request = interface(name)?;
+    request.ifr_ifru.ifru_flags = (kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as c_short;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &mut request) })?;
+    Ok(device)
+}
+
+/// A request about the interface of this name.
+fn interface(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: `ifreq` is plain old data for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() {
@@ -58,10 +69,28 @@ fn open_interface(name: &str, kind: c_int, flags: c_int) -> io::Result<File> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (kind | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as c_short;
-    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which outlives the call.
-    check(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &mut request) })?;
-    Ok(device)
+    Ok(request)
+}
+
+/// Whether an interface of the calling thread's namespace is up and carries.
+pub fn carries(name: &str) -> io::Result<bool> {
+    let mut request = interface(name)?;
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    // SAFETY: SIOCGIFFLAGS reads and writes one `ifreq`, which outlives the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &mut request) })?;
+    // SAFETY: the kernel has just written the flags.
+    let flags = c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+    Ok(flags & libc::IFF_RUNNING != 0)
+}
+
+/// Sets how many packets wait at an interface of the calling thread's namespace.
+pub fn set_queue_length(name: &str, packets: c_int) -> io::Result<()> {
+    let mut request = interface(name)?;
+    // The kernel's ifr_qlen, which libc calls by another member of the same union.
+    request.ifr_ifru.ifru_metric = packets;
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    // SAFETY: SIOCSIFTXQLEN reads one `ifreq`, which outlives the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFTXQLEN, &request) }).map(drop)
 }
 
 /// Sets a socket option that is a number.

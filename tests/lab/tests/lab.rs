@@ -30,6 +30,7 @@ use ntcp_lab::nat::kinds::Kind;
 use ntcp_lab::openssh::COUNTER;
 use ntcp_lab::openssh::SshServer;
 use ntcp_lab::probe;
+use ntcp_lab::wire::Detour;
 use ntcp_lab::wire::Toward;
 use ntcp_lab::wireguard;
 use ntcp_lab::wireguard::Peer;
@@ -231,6 +232,46 @@ fn a_wire_delays_loses_limits_and_breaks_as_told_while_it_runs() {
 
         wire.set_both(Profile { delay: ms(10), ..Profile::default() })?;
         say(&format!("one TCP stream over 20 ms there and back: {:.0} Mbit/s", rate()?));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_wire_lets_packets_fall_behind_and_takes_a_longer_way_to_one_address() {
+    lab::test(|lab| {
+        let net = Internet::new(lab)?;
+        let (a, b) = (net.host("a", &Link::delayed(ms(2)))?, net.server("b", &Link::Plain)?);
+        let wire = a.wire.clone().context("no wire")?;
+        let from = probe::socket(&a.ns, (a.v4, 4000).into())?;
+        let [near, far, _] = b.addresses;
+        let at_near = probe::socket(&b.ns, (near, 4000).into())?;
+        let at_far = probe::socket(&b.ns, (far, 4000).into())?;
+        probe::mapped(&from, &at_near)?; // ARP
+
+        let order = |count: u8| -> Result<Vec<u8>> {
+            for n in 0..count {
+                from.send_to(&[n], (near, 4000))?;
+            }
+            let mut number = [0];
+            (0..count).map(|_| Ok(at_near.recv(&mut number).map(|_| number[0])?)).collect()
+        };
+        let sorted: Vec<u8> = (0..100).collect();
+        ensure!(order(100)? == sorted, "a plain delay reorders");
+        wire.set_both(Profile { reorder: 0.2, ..wire.profile(Toward::First) })?;
+        let mixed = order(100)?;
+        let overtaken = |n: usize| mixed[..n].iter().any(|before| *before > mixed[n]);
+        let behind = (0..mixed.len()).filter(|n| overtaken(*n)).count();
+        ensure!((5..=40).contains(&behind), "20 of 100 should fall behind: {mixed:?}");
+
+        let detour = Some(Detour { address: far, extra: ms(200) });
+        wire.set(Toward::First, Profile { delay: ms(2), detour, ..Profile::default() })?;
+        from.send_to(&[1], (far, 4000))?;
+        from.send_to(&[2], (near, 4000))?;
+        let start = Instant::now();
+        at_near.recv(&mut [0])?;
+        let direct = start.elapsed();
+        at_far.recv(&mut [0])?;
+        ensure!(direct + ms(100) < start.elapsed(), "the longer way takes no longer");
         Ok(())
     });
 }

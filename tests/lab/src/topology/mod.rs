@@ -10,22 +10,26 @@ mod policy;
 mod router;
 mod site;
 
-use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Result;
 use anyhow::bail;
+use anyhow::ensure;
 
+use crate::interrupt;
 use crate::lab::Lab;
 use crate::nat::V6;
 use crate::ns::LIMIT;
 use crate::ns::Namespace;
-use crate::process;
+use crate::sys;
 use crate::wire;
 use crate::wire::Link;
 use crate::wire::Wire;
@@ -158,7 +162,8 @@ impl<'lab> Internet<'lab> {
              route add default via {}\n",
             v6(1)
         ))?;
-        settle(ns, Ipv4Addr::new(20, 0, n, 1).into())?;
+        settle(&self.core, &port)?;
+        settle(ns, name)?;
         let uplink = Uplink { wire, above: (self.core.clone(), port) };
         Ok(Attachment { n, v4, v6: here, uplink })
     }
@@ -176,9 +181,15 @@ fn forwarding(ns: &Namespace) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a new link carries: the kernel reports carriers and opens bridge ports a little later, in its own time.
-/// A link that is made to carry nothing stays as it is.
-fn settle(ns: &Namespace, gateway: IpAddr) -> Result<()> {
-    let words = ["ping", "-q", "-c", "1", "-w", "2", "-i", "0.2", &gateway.to_string()];
-    process::run(ns.plain_command(&words), b"", LIMIT).map(drop)
+/// Waits until the end of a new link carries: the kernel notices carriers a little later, in its own time.
+fn settle(ns: &Namespace, name: &str) -> Result<()> {
+    let (full, wanted) = (name.to_owned(), Instant::now() + LIMIT);
+    ns.inside(move || {
+        while !sys::carries(&full)? {
+            ensure!(Instant::now() < wanted, "{full} does not carry after {LIMIT:?}");
+            interrupt::check()?;
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    })?
 }

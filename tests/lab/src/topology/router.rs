@@ -169,7 +169,8 @@ impl<'lab> Router<'lab> {
             lines += &format!("addr add {own}/64 dev {name} nodad\nroute add default via {gateway}\n");
         }
         ns.ip(&lines)?;
-        settle(ns, if self.site.v4 { self.lan.v4(1).into() } else { self.lan.v6(1).into() })?;
+        settle(&self.ns, &port)?;
+        settle(ns, name)?;
         Ok((n, Uplink { wire, above: (self.ns.clone(), port) }))
     }
 }
