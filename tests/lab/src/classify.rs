@@ -10,6 +10,7 @@ use std::net::SocketAddrV4;
 use std::net::TcpListener;
 use std::net::TcpStream;
 use std::net::UdpSocket;
+use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -224,7 +225,7 @@ impl Vantage {
         let (_kept, to_first) = map(&servers[0])?;
         let (ended, to_other_port) = map(&servers[1])?;
         let (_kept_too, to_other_address) = map(&servers[2])?;
-        drop(ended); // with a RST, so that the router forgets the session at once
+        hang_up(&ended)?; // with a RST, so that the router forgets the session at once
         let (_, again) = map(&servers[1])?;
         let unmapped = SocketAddrV4::new(*to_first.ip(), UNMAPPED);
         Ok(Seen {
@@ -246,7 +247,9 @@ impl Vantage {
         let half_open =
             begin_dialling(&inner.ns, SocketAddrV4::new(inner.v4, INNER), SocketAddrV4::new(first, silent))?;
         let to = interrupt::wait_for("a SYN out of the NAT", PATIENCE * 5, || self.dialled(silent))?;
-        let _still_dialling = dialling.then_some(half_open);
+        if !dialling {
+            hang_up(&half_open)?;
+        }
         self.syn(first, silent, to)
     }
 
@@ -329,6 +332,12 @@ fn begin_dialling(ns: &Namespace, from: SocketAddrV4, to: SocketAddrV4) -> io::R
         Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(socket),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Ends a connection or an attempt at once, though a command that another thread is starting may still share the socket:
+/// a connection with a RST, an attempt in silence.
+fn hang_up(socket: &impl AsFd) -> io::Result<()> {
+    Ok(rustix::net::connect_unspec(socket)?)
 }
 
 /// A connection that ends with a RST; `None` if there is no answer.
