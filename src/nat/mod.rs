@@ -2,3 +2,5 @@
 
 pub mod behavior;
 pub mod candidate;
+pub mod classify;
+pub mod market;
