@@ -11,6 +11,7 @@
 //! | 6 | `config` | acting | file to validated settings |
 //! | 6 | `control` | acting | the API on the Unix socket |
 //! | 5 | `node` | thinking | a whole member of the mesh as one value |
+//! | 4 | `discovery` | thinking | how the NATs before this machine treat UDP and TCP |
 //! | 4 | `path` | thinking | which way to one peer, and how to get a better one |
 //! | 3 | `stun` `punch` `relay` `broker` `tunnel` | thinking | one protocol each |
 //! | 3 | `io` `device` | acting | the kernel's doors: sockets, netlink, TUN |
@@ -35,6 +36,7 @@ pub mod relay;
 pub mod stun;
 pub mod tunnel;
 
+pub mod discovery;
 pub mod path;
 
 pub mod node;

@@ -19,13 +19,14 @@ enum Half {
 }
 
 /// The table of `src/lib.rs`, with the modules that are still to come.
-const FLOORS: [(&str, u8, Half); 22] = [
+const FLOORS: [(&str, u8, Half); 23] = [
     ("cli", 8, Acting),
     ("engine", 7, Acting),
     ("config", 6, Acting),
     ("control", 6, Acting),
     ("node", 5, Thinking),
     ("path", 4, Thinking),
+    ("discovery", 4, Thinking),
     ("stun", 3, Thinking),
     ("stunt", 3, Thinking),
     ("punch", 3, Thinking),

@@ -14,6 +14,7 @@ pub mod broker;
 pub mod cleanup;
 pub mod clock;
 pub mod dial;
+pub mod discovery;
 pub mod enroll;
 pub mod framed;
 pub mod link;

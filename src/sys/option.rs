@@ -78,6 +78,35 @@ pub fn ignore_dead_on_the_way(socket: impl AsFd, ipv4: bool) -> io::Result<()> {
     }
 }
 
+/// Keeps the ICMP errors about what a socket sent, for [`crate::sys::errors`] to take (`IP_RECVERR`, ip(7)).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn receive_errors(socket: impl AsFd, ipv4: bool) -> io::Result<()> {
+    if ipv4 {
+        set(&socket, libc::IPPROTO_IP, libc::IP_RECVERR, 1)
+    } else {
+        set(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)
+    }
+}
+
+/// The initial sequence number of a connection on which nothing was sent yet, by way of `TCP_REPAIR`; needs
+/// CAP_NET_ADMIN. Nothing is sent, and the connection goes on as before, except that another socket may no longer share
+/// its port without `SO_REUSEPORT`.
+///
+/// # Errors
+/// As setsockopt(2) and getsockopt(2).
+pub fn initial_sequence(socket: impl AsFd) -> io::Result<u32> {
+    const SEND_QUEUE: libc::c_int = 2;
+    const OFF_WITHOUT_PROBE: libc::c_int = -1;
+    set(&socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, 1)?;
+    let next = set(&socket, libc::IPPROTO_TCP, libc::TCP_REPAIR_QUEUE, SEND_QUEUE)
+        .and_then(|()| get(&socket, libc::IPPROTO_TCP, libc::TCP_QUEUE_SEQ));
+    set(&socket, libc::IPPROTO_TCP, libc::TCP_REPAIR, OFF_WITHOUT_PROBE)?;
+    // The SYN took one number.
+    next.map(|next| next.cast_unsigned().wrapping_sub(1))
+}
+
 /// Leaves UDP checksums out (`SO_NO_CHECK`): the kernel does not segment such datagrams.
 #[cfg(test)]
 pub(crate) fn skip_checksums(socket: impl AsFd) -> io::Result<()> {
@@ -91,4 +120,21 @@ fn set(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c
     let status =
         unsafe { libc::setsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw const value).cast(), len) };
     if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn get(socket: &impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut len = libc::socklen_t::try_from(size_of_val(&value)).expect("an int has 4 bytes");
+    // SAFETY: the descriptor is open (it is borrowed), and the kernel writes at most `len` bytes, the size of `value`, to
+    // a pointer to `value`, and the length to a pointer to `len`; both live until the call returns.
+    let status = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            level,
+            name,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    if status == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }

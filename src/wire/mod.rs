@@ -12,6 +12,7 @@ pub mod ip;
 pub mod profile;
 pub mod proxy;
 pub mod relay;
+pub mod segment;
 pub mod stun;
 pub mod super_packet;
 pub mod tlv;
