@@ -11,6 +11,7 @@ use crate::cli::cert::CertArgs;
 use crate::config::load;
 use crate::config::settings::BROKER_PORT;
 use crate::config::settings::Overrides;
+use crate::config::settings::STUN_PORT;
 use crate::config::settings::Secret;
 use crate::config::units;
 use crate::identity::names::GroupName;
@@ -45,6 +46,8 @@ pub(super) enum Command {
     Peers(PeersArgs),
     /// Probe the path to a peer, connecting first if need be
     Ping(PingArgs),
+    /// Measure how the NATs before this machine treat UDP and TCP, and what to expect of direct connections
+    Netcheck(NetcheckArgs),
     /// Print a token that lets one more machine join
     Invite(InviteArgs),
     /// Create, sign, show and revoke certificates
@@ -200,6 +203,32 @@ pub(super) struct PingArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Works without a network. Without --server, the STUN servers of the configuration (member.stun_servers) are asked, or else
+those that the broker of the running daemon names. Any server of RFC 5780 can measure UDP; TCP's filter needs one of ours.
+As root, two more tests of TCP are possible.
+
+Exit codes: 0 measured, 1 no server is known, 5 no server answered.")]
+pub(super) struct NetcheckArgs {
+    /// STUN server to measure with; may be repeated
+    #[arg(long = "server", value_name = "HOST:PORT", value_parser = stun_server)]
+    pub(super) servers: Vec<BrokerAddr>,
+    /// Print JSON (schema 1)
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Also print every figure
+    #[arg(short, long)]
+    pub(super) verbose: bool,
+    /// Also measure how long idle mappings live (two minutes more)
+    #[arg(long)]
+    pub(super) lifetimes: bool,
+    #[command(flatten)]
+    pub(super) config: ConfigArg,
+    #[command(flatten)]
+    pub(super) control: ControlArgs,
+}
+
+#[derive(Args, Debug)]
 pub(super) struct InviteArgs {
     /// The name that the machine will have [default: the one it asks for]
     #[arg(long, value_parser = str::parse::<MemberName>)]
@@ -232,6 +261,10 @@ pub(super) struct CompletionsArgs {
 
 fn endpoint(text: &str) -> Result<BrokerAddr, String> {
     units::parse_endpoint(text, BROKER_PORT)
+}
+
+fn stun_server(text: &str) -> Result<BrokerAddr, String> {
+    units::parse_endpoint(text, STUN_PORT)
 }
 
 /// `0.2`, `1`, `30`: seconds as ping(8) takes them.

@@ -14,6 +14,7 @@ mod detach;
 mod down;
 mod invite;
 mod logging;
+mod netcheck;
 mod output;
 mod peers;
 mod permission;
@@ -22,6 +23,7 @@ pub mod render;
 mod serve;
 mod status;
 mod up;
+mod verdict;
 mod version;
 
 use std::process::ExitCode;
@@ -67,6 +69,7 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Status(args) => status::run(&args),
         Command::Peers(args) => peers::run(&args),
         Command::Ping(args) => ping::run(&args),
+        Command::Netcheck(args) => netcheck::run(&args),
         Command::Invite(args) => invite::run(args),
         Command::Cert(args) => cert::run(args),
         Command::CheckConfig(args) => check_config::run(&args),

@@ -235,6 +235,9 @@ pub struct Status {
     pub candidates: Vec<Candidate>,
     /// What is known of the NATs in front.
     pub nat: Nat,
+    /// STUN servers that the broker names, to measure NATs with.
+    #[serde(default)]
+    pub stun_servers: Vec<SocketAddr>,
     /// Brokers.
     pub brokers: Vec<Broker>,
     /// In order of name.
@@ -413,6 +416,7 @@ impl Status {
             certificate_until: None,
             candidates: Vec::new(),
             nat: Nat::default(),
+            stun_servers: Vec::new(),
             brokers: Vec::new(),
             peers: Vec::new(),
             revocations: 0,

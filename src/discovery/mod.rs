@@ -10,15 +10,13 @@
 //!   used, and while ports are sampled nothing else is sent that would take a port in between.
 //! * What cannot be measured here is unknown, and the report says why ([`report::Unknown`]).
 //! * Nothing is sent but to the servers that were named, the addresses that they name as their own, and the machine's own
-//!   outer address. [`BUDGET`] bounds how much.
+//!   outer address.
 //!
 //! A survey keeps nothing afterwards and decides nothing about how to reach anybody.
 
 pub mod probe;
 pub mod question;
 pub mod report;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -56,7 +54,9 @@ impl Survey {
     pub fn new(servers: &[SocketAddr], scope: Scope, seed: Seed) -> Self {
         let mut servers: Vec<SocketAddr> = servers.iter().copied().map(canonical).collect();
         // One family: a NAT64 or an IPv6 firewall would be mixed up with the IPv4 NAT otherwise.
-        if let Some(ipv4) = servers.iter().find(|server| server.is_ipv4()).or(servers.first()).map(|s| s.is_ipv4()) {
+        if let Some(ipv4) =
+            servers.iter().find(|server| server.is_ipv4()).or_else(|| servers.first()).map(|s| s.is_ipv4())
+        {
             servers.retain(|server| server.is_ipv4() == ipv4);
         }
         let mut seen = BTreeSet::new();
@@ -85,5 +85,19 @@ impl Survey {
     #[must_use]
     pub fn server(&self) -> Option<SocketAddr> {
         self.servers.first().copied()
+    }
+
+    /// What is going on, for people who wait.
+    #[must_use]
+    pub fn stage(&self) -> &'static str {
+        if !self.is_sampled() {
+            "measuring UDP"
+        } else if !self.is_tcp_sampled() {
+            "measuring TCP"
+        } else if self.is_over(Question::Idle(question::IDLE[0])) {
+            "leaving mappings idle for two minutes"
+        } else {
+            "waiting for answers that may never come"
+        }
     }
 }

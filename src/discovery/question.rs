@@ -169,7 +169,8 @@ impl Question {
         ];
         let tcp_ports = (0..SAMPLES).map(Self::TcpSample).chain((0..4).map(Self::Listen));
         let filters = [Self::TcpUnmapped, Self::TcpFromOtherAddress, Self::TcpFromOtherPort];
-        let half_open = HalfOpen::ALL.into_iter().filter(move |test| scope.privileged || *test != HalfOpen::SynAck);
+        let half_open =
+            HalfOpen::ALL.into_iter().filter(move |test| scope.privileged || *test != HalfOpen::SynAck);
         let half_open = half_open.flat_map(|test| {
             [Self::Opened, Self::Looked, Self::Tested, Self::Answered, Self::Judged].map(|step| step(test))
         });
@@ -208,8 +209,8 @@ impl Places {
     }
 
     fn stunt(first: SocketAddr, server: &stunt::Server) -> Self {
-        let ip = server.addresses.get(1).copied().unwrap_or(first.ip());
-        Self::new(first, Some(SocketAddr::new(ip, server.alternate.unwrap_or(first.port()))))
+        let ip = server.addresses.get(1).copied().unwrap_or_else(|| first.ip());
+        Self::new(first, Some(SocketAddr::new(ip, server.alternate.unwrap_or_else(|| first.port()))))
     }
 }
 
@@ -233,7 +234,11 @@ impl Survey {
                 self.heard(Question::Primed)?;
                 let places = self.places()?;
                 places.other_port?;
-                self.binding(FILTERING, places.first, Some(Attribute::ChangeRequest { ip: false, port: true }))
+                self.binding(
+                    FILTERING,
+                    places.first,
+                    Some(Attribute::ChangeRequest { ip: false, port: true }),
+                )
             }
             Question::Sample(n) => {
                 // Behind the tests that take ports themselves.
@@ -253,7 +258,8 @@ impl Survey {
                 Some(Probe::Trace { to, message: self.request(BINDING, None), hops: HOPS })
             }
             Question::Idle(seconds) => {
-                let answers_elsewhere = self.heard(Question::Awoken(0)).is_some_and(|heard| heard.message.error().is_none());
+                let answers_elsewhere =
+                    self.heard(Question::Awoken(0)).is_some_and(|heard| heard.message.error().is_none());
                 (self.is_sampled() && (seconds == 0 || answers_elsewhere)).then_some(())?;
                 self.binding(idle_slot(seconds), self.primary()?, None)
             }
@@ -294,7 +300,9 @@ impl Survey {
             }
             Question::Listen(n) => {
                 self.is_tcp_sampled().then_some(())?;
-                Some(Probe::Listen(*[FILTERING, UNMAPPED, Slot(SAMPLED), Slot(SAMPLED + 1)].get(usize::from(n))?))
+                Some(Probe::Listen(
+                    *[FILTERING, UNMAPPED, Slot(SAMPLED), Slot(SAMPLED + 1)].get(usize::from(n))?,
+                ))
             }
             Question::TcpFromOtherAddress => {
                 self.is_over(Question::Listen(0)).then_some(())?;
@@ -306,7 +314,9 @@ impl Survey {
                 self.stunt(Action::Connect, 0, Port::Any, None, FILTER_WATCH, Duration::ZERO)
             }
             Question::TcpUnmapped => {
-                let Some(Finding::Done(Some(listening))) = self.found.get(&Question::Listen(1)) else { return None };
+                let Some(Finding::Done(Some(listening))) = self.found.get(&Question::Listen(1)) else {
+                    return None;
+                };
                 let (target, from) = (listening.port(), self.last_address().unwrap_or(0));
                 self.stunt(Action::Connect, from, Port::Any, Some(target), REACTION_WATCH, Duration::ZERO)
             }
@@ -343,7 +353,9 @@ impl Survey {
         let ip = *server.addresses.get(usize::from(address))?;
         let silent = SocketAddr::new(ip, server.silent.filter(|_| wanted)?);
         let from = Slot(HALF_OPEN + test as u8);
-        let target = self.segment(test, Question::Looked(test), |segment| segment.flags & (stunt::SYN | stunt::ACK) == stunt::SYN);
+        let target = self.segment(test, Question::Looked(test), |segment| {
+            segment.flags & (stunt::SYN | stunt::ACK) == stunt::SYN
+        });
         let target = target.map(|syn| (syn.source, syn.sequence));
         match step {
             Question::Opened(_) => {
@@ -370,12 +382,14 @@ impl Survey {
                 }
             }
             Question::Answered(_) => {
-                let done = matches!(test, HalfOpen::Reset | HalfOpen::Icmp) && self.heard(Question::Tested(test)).is_some();
+                let done = matches!(test, HalfOpen::Reset | HalfOpen::Icmp)
+                    && self.heard(Question::Tested(test)).is_some();
                 let (port, _) = target.filter(|_| done)?;
                 self.stunt(Action::SynAck, address, Port::Silent, Some(port), SEGMENT_WATCH, SETTLE)
             }
             Question::Judged(_) => {
-                let last = if test == HalfOpen::SynAck { Question::Tested(test) } else { Question::Answered(test) };
+                let last =
+                    if test == HalfOpen::SynAck { Question::Tested(test) } else { Question::Answered(test) };
                 self.is_over(last).then_some(())?;
                 self.ask(STUNT_SEEN, None, SETTLE, PATIENCE)
             }
@@ -396,8 +410,12 @@ impl Survey {
         };
         let failed = |step: Question| self.is_over(step) && self.heard(step).is_none();
         let looked = Question::Looked(test);
-        let unseen = self.heard(looked).is_some() && self.segment(test, looked, |s| s.flags & stunt::SYN != 0).is_none();
-        self.is_over(last) || unseen || failed(looked) || (test != HalfOpen::SynAck && failed(Question::Tested(test)))
+        let unseen = self.heard(looked).is_some()
+            && self.segment(test, looked, |s| s.flags & stunt::SYN != 0).is_none();
+        self.is_over(last)
+            || unseen
+            || failed(looked)
+            || (test != HalfOpen::SynAck && failed(Question::Tested(test)))
     }
 
     /// The newest segment that came to a half open test's silent port, as an answer tells.
@@ -408,7 +426,9 @@ impl Survey {
         wanted: impl Fn(&stunt::Segment) -> bool,
     ) -> Option<stunt::Segment> {
         let (silent, address) = (self.stunt_server()?.silent?, self.address_of(test)?);
-        let at = |segment: &&stunt::Segment| segment.destination == silent && segment.address == address && wanted(segment);
+        let at = |segment: &&stunt::Segment| {
+            segment.destination == silent && segment.address == address && wanted(segment)
+        };
         self.heard(answer)?.message.stunt_segments().find(at).cloned()
     }
 
@@ -538,7 +558,13 @@ impl Survey {
         self.ask(STUNT_PROBE, Some(Attribute::StuntProbe(probe)), after, watch + PATIENCE)
     }
 
-    fn ask(&mut self, method: u16, attribute: Option<Attribute>, after: Duration, wait: Duration) -> Option<Probe> {
+    fn ask(
+        &mut self,
+        method: u16,
+        attribute: Option<Attribute>,
+        after: Duration,
+        wait: Duration,
+    ) -> Option<Probe> {
         self.heard(Question::TcpPrimed)?;
         let message = self.request(method, attribute);
         Some(Probe::Ask(Ask { on: Question::TcpPrimed, message, after, wait }))

@@ -106,8 +106,10 @@ impl Survey {
             other_port: self.changed(Question::FromOtherPort, |from, first| from.port() != first.port()),
             ..Passed::default()
         };
-        let sources = [0, 1].map(|side| self.heard(Question::Hairpin(side)).map(|heard| (side, heard.source)));
-        if let Some((side, source)) = sources.into_iter().flatten().next() {
+        let sources =
+            [0, 1].map(|side| self.heard(Question::Hairpin(side)).map(|heard| (side, heard.source)));
+        let hairpinned = sources.into_iter().flatten().next().filter(|_| mapping != Mapping::None);
+        if let Some((side, source)) = hairpinned {
             figures.hairpin_outer = Some(self.mapped(Question::Sample(side)) == Some(source));
         }
         figures.idle = self.idle();
@@ -177,8 +179,10 @@ impl Survey {
             Event::Connected => Some(true),
             Event::Silence | Event::Icmp { .. } => Some(false),
             Event::Reset => {
-                let syn = self.segment(test, Question::Looked(test), |segment| segment.flags & stunt::SYN != 0)?;
-                let reset = self.segment(test, Question::Judged(test), |segment| segment.flags & stunt::RST != 0)?;
+                let syn =
+                    self.segment(test, Question::Looked(test), |segment| segment.flags & stunt::SYN != 0)?;
+                let reset =
+                    self.segment(test, Question::Judged(test), |segment| segment.flags & stunt::RST != 0)?;
                 Some(reset.ttl == syn.ttl)
             }
             Event::Sent => None,
@@ -205,8 +209,13 @@ impl Survey {
     fn views(&self, kind: Kind) -> Views {
         let Some(chosen) = self.chosen(kind) else { return Views::default() };
         let [other_port, other_address, other_both] = kind.places.map(|place| self.mapped(place));
-        let mut views =
-            Views { first: self.mapped((kind.server)(chosen)), other_port, other_address, other_both, again: None };
+        let mut views = Views {
+            first: self.mapped((kind.server)(chosen)),
+            other_port,
+            other_address,
+            other_both,
+            again: None,
+        };
         // A second server's view serves where the first has one address only.
         let first = self.servers.get(usize::from(chosen));
         for (n, server) in (0..).zip(&self.servers).filter(|(n, _)| *n != chosen) {
@@ -274,11 +283,12 @@ impl Survey {
     }
 
     fn idle(&self) -> Vec<(u16, bool)> {
-        let awoken = IDLE.into_iter().filter_map(|seconds| match self.found.get(&Question::Awoken(seconds))? {
-            Finding::Heard(heard) => heard.message.error().is_none().then_some((seconds, true)),
-            Finding::Silence => Some((seconds, false)),
-            _ => None,
-        });
+        let awoken =
+            IDLE.into_iter().filter_map(|seconds| match self.found.get(&Question::Awoken(seconds))? {
+                Finding::Heard(heard) => heard.message.error().is_none().then_some((seconds, true)),
+                Finding::Silence => Some((seconds, false)),
+                _ => None,
+            });
         awoken.collect()
     }
 
@@ -289,7 +299,8 @@ impl Survey {
     /// Why what is unknown in `profile` is unknown.
     fn unknown(&self, profile: &Profile) -> Vec<Unknown> {
         const SILENT: &str = "no server answered";
-        const ONE_ADDRESS: &str = "the server has one address only; name a second server, or one that does RFC 5780";
+        const ONE_ADDRESS: &str =
+            "the server has one address only; name a second server, or one that does RFC 5780";
         const NO_STUNT: &str = "the server does not do STUNT; ours does (`[stun]` in the configuration)";
         const SERVER: &str = "the server lacks the privileges for it";
         const HERE: &str = "it needs root here";
@@ -306,7 +317,8 @@ impl Survey {
         if udp.passes == Some(true) {
             add(udp.mapping == Mapping::Unknown, "mapping of UDP", ONE_ADDRESS);
             add(udp.filtering == Filtering::Unknown, "filtering of UDP", ONE_ADDRESS);
-            let moves = !matches!(udp.mapping, Mapping::None | Mapping::Unknown | Mapping::EndpointIndependent);
+            let moves =
+                !matches!(udp.mapping, Mapping::None | Mapping::Unknown | Mapping::EndpointIndependent);
             add(udp.hairpin.is_none() && moves, "hairpin of UDP", MOVES);
             add(
                 udp.lifetime.is_none() && self.scope.lifetimes,
@@ -328,7 +340,8 @@ impl Survey {
             let why = if server.is_some() { NOT_YET } else { NO_STUNT };
             let open = tcp.filtering == Filtering::Open;
             add(tcp.reaction == Reaction::Unknown && !open, "reaction to a stranger's SYN", why);
-            let moves = !matches!(tcp.mapping, Mapping::None | Mapping::Unknown | Mapping::EndpointIndependent);
+            let moves =
+                !matches!(tcp.mapping, Mapping::None | Mapping::Unknown | Mapping::EndpointIndependent);
             add(tcp.hairpin.is_none() && moves, "hairpin of TCP", MOVES);
             let forge = match &server {
                 None => NO_STUNT,

@@ -177,7 +177,8 @@ pub fn lifetime(waits: &[(u16, bool)]) -> Option<u16> {
 /// who reported a packet with this TTL expired; silent ones are left out. `None` if nobody public answered.
 #[must_use]
 pub fn hops(routers: &[(u8, IpAddr)]) -> Option<u8> {
-    let first_public = routers.iter().filter(|(_, router)| !is_private(*router)).map(|(ttl, _)| *ttl).min()?;
+    let first_public =
+        routers.iter().filter(|(_, router)| !is_private(*router)).map(|(ttl, _)| *ttl).min()?;
     let has_inner = routers.iter().any(|(ttl, router)| *ttl < first_public && is_private(*router));
     has_inner.then(|| first_public - 1)
 }
@@ -273,8 +274,8 @@ mod tests {
             (&[20, 22, 24, 26, 28], Delta(2), 1.0),
             (&[20, 19, 18, 17, 16], Delta(-1), 1.0),
             (&[65534, 65535, 0, 1, 2], Delta(1), 1.0),
-            (&[20, 21, 23, 24, 25], Delta(1), 0.75),  // somebody else took 22
-            (&[20, 21, 10, 11, 900], Random, 0.5),    // half of the steps is not enough
+            (&[20, 21, 23, 24, 25], Delta(1), 0.75), // somebody else took 22
+            (&[20, 21, 10, 11, 900], Random, 0.5),   // half of the steps is not enough
             (&[40_000, 1200, 33_000, 5000, 61_000], Random, 1.0),
             (&[700, 700, 700, 700, 700], Random, 1.0), // no NAT does this to ports in use: not a step
         ] {

@@ -51,7 +51,8 @@ pub fn meets(a: &Behavior, b: &Behavior) -> Option<bool> {
     }
     let blind = |one: &Behavior| Some(is_predictable(one)? == Need::Luck);
     // Only a filter that looks at addresses alone lets in who dials from an unknown port of a known address.
-    let lenient = |one: &Behavior| one.filtering == Filtering::AddressDependent && one.mapping != Mapping::Unknown;
+    let lenient =
+        |one: &Behavior| one.filtering == Filtering::AddressDependent && one.mapping != Mapping::Unknown;
     if (blind(a)? && !lenient(b)) || (blind(b)? && !lenient(a)) {
         return Some(false);
     }
@@ -116,7 +117,12 @@ mod tests {
             ("steps, mostly", nat(Mapping::SessionDependent, Delta(1), strict), 0.75, Some(75.0)),
             ("random", nat(Mapping::SessionDependent, Random, strict), 1.0, Some(0.0)),
             ("public", nat(Mapping::None, Preserved, Filtering::Open), 1.0, Some(100.0)),
-            ("full cone", nat(Mapping::EndpointIndependent, Random, Filtering::EndpointIndependent), 1.0, Some(100.0)),
+            (
+                "full cone",
+                nat(Mapping::EndpointIndependent, Random, Filtering::EndpointIndependent),
+                1.0,
+                Some(100.0),
+            ),
             ("blocked", Behavior { passes: Some(false), ..Behavior::default() }, 1.0, Some(0.0)),
             ("nothing known", Behavior::default(), 0.0, None),
             ("no filter known", nat(Mapping::EndpointIndependent, Preserved, Filtering::Unknown), 1.0, None),

@@ -28,11 +28,7 @@ pub fn take_reporter(socket: impl AsFd) -> io::Result<Option<IpAddr>> {
     // SAFETY: the descriptor is open (it is borrowed). The header points to a control buffer with the size that it says,
     // and to nothing else; it lives until the call returns.
     let got = unsafe {
-        libc::recvmsg(
-            socket.as_fd().as_raw_fd(),
-            &raw mut header,
-            libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT,
-        )
+        libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT)
     };
     if got < 0 {
         let error = io::Error::last_os_error();

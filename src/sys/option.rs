@@ -128,13 +128,7 @@ fn get(socket: &impl AsFd, level: libc::c_int, name: libc::c_int) -> io::Result<
     // SAFETY: the descriptor is open (it is borrowed), and the kernel writes at most `len` bytes, the size of `value`, to
     // a pointer to `value`, and the length to a pointer to `len`; both live until the call returns.
     let status = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            level,
-            name,
-            (&raw mut value).cast(),
-            &raw mut len,
-        )
+        libc::getsockopt(socket.as_fd().as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len)
     };
     if status == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
 }

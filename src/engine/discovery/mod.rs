@@ -38,7 +38,9 @@ pub async fn run(survey: &mut Survey, told: &mut dyn FnMut(&Survey)) -> anyhow::
             tracing::trace!(?question, "asked");
             match probe {
                 Probe::Udp(datagram) => ears.send(question, datagram, &mut tasks),
-                Probe::Trace { to, message, hops } => udp::trace(question, local, to, &message, hops, &mut tasks),
+                Probe::Trace { to, message, hops } => {
+                    udp::trace(question, local, to, &message, hops, &mut tasks)
+                }
                 Probe::Wait(time) => {
                     tasks.spawn(async move {
                         tokio::time::sleep(time).await;
@@ -67,4 +69,12 @@ fn local_address(server: SocketAddr) -> std::io::Result<IpAddr> {
 /// What keeps a probe from being carried out, in words.
 fn failed(what: &str, error: &std::io::Error) -> Finding {
     Finding::Failed(format!("{what}: {error}"))
+}
+
+/// Whether this process may make segments by hand and read sequence numbers.
+#[must_use]
+pub fn is_privileged() -> bool {
+    use rustix::thread::CapabilitySet;
+    let needed = CapabilitySet::NET_RAW | CapabilitySet::NET_ADMIN;
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
 }

@@ -146,7 +146,9 @@ impl Lines {
     fn connect(&mut self, from: Slot, to: SocketAddr) -> io::Result<Socket> {
         let socket = self.socket(from)?;
         match socket.connect(&to.into()) {
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => Ok(socket),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
+                Ok(socket)
+            }
             done => done.map(|()| socket),
         }
     }

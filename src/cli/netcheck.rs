@@ -1,0 +1,213 @@
+//! `netcheck`: what the NATs before this machine do, measured now.
+
+use std::net::SocketAddr;
+
+use serde::Serialize;
+
+use crate::cli::args::NetcheckArgs;
+use crate::cli::output;
+use crate::cli::verdict;
+use crate::config::exit::Exit;
+use crate::config::exit::Failure;
+use crate::config::load;
+use crate::config::settings::Overrides;
+use crate::control::api::Reply;
+use crate::control::api::Request;
+use crate::control::api::SCHEMA;
+use crate::control::api::Treatment;
+use crate::control::client;
+use crate::discovery::Scope;
+use crate::discovery::Survey;
+use crate::discovery::report::Figures;
+use crate::discovery::report::Report;
+use crate::engine::clock;
+use crate::engine::discovery;
+use crate::engine::stun_server;
+use crate::nat::behavior::Behavior;
+use crate::nat::behavior::Reaction;
+use crate::wire::enroll::BrokerAddr;
+
+/// What `netcheck --json` prints.
+#[derive(Serialize)]
+struct Output {
+    schema: u32,
+    servers: Vec<SocketAddr>,
+    seconds: f64,
+    udp: Part,
+    tcp: Part,
+    /// Whether a half open TCP mapping outlives a RST from outside.
+    survives_reset: Option<bool>,
+    /// Whether it outlives an ICMP error.
+    survives_icmp: Option<bool>,
+    /// Whether a SYN-ACK may leave where a SYN has left.
+    synack_out: Option<bool>,
+    /// Whether TCP's sequence numbers are the same on both sides.
+    sequence_kept: Option<bool>,
+    /// Routers up to and with the outermost NAT.
+    hops: Option<u8>,
+    /// Share of peers behind the NATs of 2005 that can be met directly over TCP.
+    direct_tcp_percent: Option<f64>,
+    verdict: Vec<String>,
+    unknown: Vec<Missing>,
+}
+
+/// How one transport is treated.
+#[derive(Serialize)]
+struct Part {
+    #[serde(flatten)]
+    treatment: Treatment,
+    /// From 0 to 1.
+    ports_confidence: f64,
+    /// Inner and outer port, in the order in which the mappings were made.
+    samples: Vec<(u16, u16)>,
+    /// `drop`, `reset`, `unreachable`.
+    reaction: Option<&'static str>,
+    reaction_after_ms: Option<u128>,
+    hairpin: Option<bool>,
+    /// `outer` or `inner`.
+    hairpin_source: Option<&'static str>,
+    /// Whether all mappings have one outer address.
+    paired: Option<bool>,
+    /// How long an idle mapping is known to live.
+    lifetime_s: Option<u16>,
+    local: Option<SocketAddr>,
+    mapped: Option<SocketAddr>,
+    mapped_other_port: Option<SocketAddr>,
+    mapped_other_address: Option<SocketAddr>,
+    mapped_other_address_and_port: Option<SocketAddr>,
+    mapped_again: Option<SocketAddr>,
+}
+
+#[derive(Serialize)]
+struct Missing {
+    what: &'static str,
+    why: &'static str,
+}
+
+pub(super) fn run(args: &NetcheckArgs) -> anyhow::Result<Exit> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let servers = runtime.block_on(servers(args))?;
+    let scope = Scope { lifetimes: args.lifetimes, privileged: discovery::is_privileged() };
+    let mut survey = Survey::new(&servers, scope, clock::seed());
+    let started = clock::now().instant;
+    let mut stage = "";
+    let mut progress = |survey: &Survey| {
+        if survey.stage() != stage {
+            stage = survey.stage();
+            eprintln!("{stage} ...");
+        }
+    };
+    progress(&survey);
+    runtime.block_on(discovery::run(&mut survey, &mut progress))?;
+    let took = clock::now().instant.saturating_duration_since(started);
+    let report = survey.report();
+    if report.profile.udp.passes.is_none() && report.profile.tcp.passes.is_none() {
+        let asked: Vec<String> = servers.iter().map(ToString::to_string).collect();
+        return Err(Failure::new(
+            Exit::Timeout,
+            format!(
+                "no STUN server answered, neither over UDP nor over TCP ({}): is one of them running? Try another with --server",
+                asked.join(", ")
+            ),
+        )
+        .into());
+    }
+    if args.json {
+        return output::json(&Output::new(&report, servers, took.as_secs_f64()));
+    }
+    let mut lines = verdict::sentences(&report);
+    if args.verbose {
+        lines.push(String::new());
+        lines.extend(verdict::figures(&report));
+    } else if !report.unknown.is_empty() {
+        lines.push(format!("{} not measured; -v says what and why.", counted(report.unknown.len())));
+    }
+    output::data(&(lines.join("\n") + "\n"))
+}
+
+fn counted(things: usize) -> String {
+    if things == 1 { "One thing was".to_owned() } else { format!("{things} things were") }
+}
+
+/// Those that were named, else those of the configuration, else those that the running daemon knows.
+async fn servers(args: &NetcheckArgs) -> anyhow::Result<Vec<SocketAddr>> {
+    let named = if args.servers.is_empty() { configured(args)? } else { args.servers.clone() };
+    let servers = if named.is_empty() { announced(args) } else { stun_server::look_up(&named).await };
+    if servers.is_empty() {
+        let why = if named.is_empty() {
+            "no STUN server is known here"
+        } else {
+            "no STUN server could be looked up"
+        };
+        return Err(Failure::new(
+            Exit::Failed,
+            format!("{why}: name one with --server HOST:PORT, one of RFC 5780 with two addresses if you can"),
+        )
+        .into());
+    }
+    Ok(servers)
+}
+
+fn configured(args: &NetcheckArgs) -> anyhow::Result<Vec<BrokerAddr>> {
+    let loaded = load::load(args.config.config.as_deref(), Overrides::default())?;
+    Ok(loaded.settings.member.stun_servers)
+}
+
+/// A daemon that does not run, or cannot be asked, knows none.
+fn announced(args: &NetcheckArgs) -> Vec<SocketAddr> {
+    match client::ask(&args.control.socket(), Request::Status {}) {
+        Ok(Reply::Status(status)) => status.stun_servers,
+        _ => Vec::new(),
+    }
+}
+
+impl Output {
+    fn new(report: &Report, servers: Vec<SocketAddr>, seconds: f64) -> Self {
+        let Report { profile, udp, tcp, reaction_after, direct_tcp, unknown } = report;
+        let mut tcp = Part::new(profile.tcp, tcp);
+        tcp.reaction_after_ms = reaction_after.map(|after| after.as_millis());
+        Self {
+            schema: SCHEMA,
+            servers,
+            seconds,
+            udp: Part::new(profile.udp, udp),
+            tcp,
+            survives_reset: profile.segments.survives_reset,
+            survives_icmp: profile.segments.survives_icmp,
+            synack_out: profile.segments.synack_out,
+            sequence_kept: profile.segments.sequence_kept,
+            hops: profile.hops,
+            direct_tcp_percent: *direct_tcp,
+            verdict: verdict::sentences(report),
+            unknown: unknown.iter().map(|u| Missing { what: u.what, why: u.why }).collect(),
+        }
+    }
+}
+
+impl Part {
+    fn new(behavior: Behavior, figures: &Figures) -> Self {
+        let views = &figures.views;
+        Self {
+            treatment: behavior.into(),
+            ports_confidence: figures.ports.confidence,
+            samples: figures.samples.clone(),
+            reaction: match behavior.reaction {
+                Reaction::Unknown => None,
+                Reaction::Drop => Some("drop"),
+                Reaction::Reset => Some("reset"),
+                Reaction::Unreachable => Some("unreachable"),
+            },
+            reaction_after_ms: None,
+            hairpin: behavior.hairpin,
+            hairpin_source: figures.hairpin_outer.map(|outer| if outer { "outer" } else { "inner" }),
+            paired: behavior.paired,
+            lifetime_s: behavior.lifetime,
+            local: figures.local,
+            mapped: views.first,
+            mapped_other_port: views.other_port,
+            mapped_other_address: views.other_address,
+            mapped_other_address_and_port: views.other_both,
+            mapped_again: views.again,
+        }
+    }
+}
