@@ -46,6 +46,7 @@ use crate::base::addr;
 use crate::identity::keys::WgPublic;
 use crate::identity::names::MemberName;
 use crate::identity::names::NetworkName;
+use crate::path::Transport;
 use crate::wire::enroll::BrokerAddr;
 
 /// Configured candidates leave room for the found ones ([`crate::nat::candidate::MAX_CANDIDATES`]).
@@ -147,6 +148,15 @@ impl Source<'_> {
         if !udp && member.listen_port.is_some_and(|port| port != 0) {
             return Err(self.wrong("member.listen_port", "is the port of the UDP socket, but `udp` is false"));
         }
+        let transport = match (member.transport.as_deref(), udp) {
+            (None | Some("auto"), _) => Transport::Auto,
+            (Some("tcp"), _) => Transport::Tcp,
+            (Some("udp"), true) => Transport::Udp,
+            (Some("udp"), false) => {
+                return Err(self.wrong("member.transport", "is \"udp\", but `udp` is false"));
+            }
+            (Some(_), _) => return Err(self.wrong("member.transport", "must be \"auto\", \"tcp\" or \"udp\"")),
+        };
         Ok(Member {
             name,
             join: join.or_else(|| member.join.as_deref().map(Secret::parse)),
@@ -166,6 +176,7 @@ impl Source<'_> {
             hosts_file: hosts_file || member.hosts_file.unwrap_or(false),
             relay: member.relay.unwrap_or(true),
             udp,
+            transport,
             offload: member.offload.unwrap_or(true),
         })
     }

@@ -60,6 +60,7 @@ sections! {
         hosts_file: bool,
         relay: bool,
         udp: bool,
+        transport: String,
         offload: bool,
         port_mapping: bool,
         proxy: String,

@@ -14,6 +14,7 @@ use super::proxy::Proxies;
 use crate::identity::keys::WgPublic;
 use crate::identity::names::MemberName;
 use crate::identity::names::NetworkName;
+use crate::path::Transport;
 use crate::wire::enroll::BrokerAddr;
 
 /// Where the configuration is looked for unless told otherwise.
@@ -112,6 +113,8 @@ pub struct Member {
     pub relay: bool,
     /// Whether UDP may be used on the outside.
     pub udp: bool,
+    /// Over what peers are reached directly.
+    pub transport: Transport,
     /// Whether packets may cross the border to the kernel in runs, where it can do that.
     pub offload: bool,
     /// Whether gateways are asked to forward a port (UPnP, NAT-PMP, PCP).

@@ -184,6 +184,9 @@ pub struct Path {
     pub kind: Kind,
     /// The far end on the outside: the peer's, or the relay's.
     pub endpoint: Option<SocketAddr>,
+    /// How a direct TCP connection came to be: `direct`, `reversal`, `p2pnat`, `prediction`, `p2pnat-low-ttl`, `stunt-2`.
+    #[serde(default)]
+    pub method: Option<String>,
     /// The relay's name.
     pub relay: Option<String>,
     /// `udp` or `tcp`: how this side reaches the relay.
@@ -483,17 +486,23 @@ impl From<Activity> for State {
 
 impl From<PathKind> for Path {
     fn from(path: PathKind) -> Self {
-        let direct = |kind, addr| Self { kind, endpoint: Some(addr), relay: None, relay_transport: None };
+        let none = Self { kind: Kind::None, endpoint: None, method: None, relay: None, relay_transport: None };
         match path {
-            PathKind::DirectUdp(addr) => direct(Kind::DirectUdp, addr),
-            PathKind::DirectTcp(addr) => direct(Kind::DirectTcp, addr),
+            PathKind::DirectUdp(addr) => Self { kind: Kind::DirectUdp, endpoint: Some(addr), ..none },
+            PathKind::DirectTcp(addr, method) => Self {
+                kind: Kind::DirectTcp,
+                endpoint: Some(addr),
+                method: Some(method.name().to_owned()),
+                ..none
+            },
             PathKind::Relay { name, tcp, endpoint } => Self {
                 kind: Kind::Relay,
                 endpoint: Some(endpoint),
                 relay: Some(name.to_string()),
                 relay_transport: Some(if tcp { "tcp" } else { "udp" }.to_owned()),
+                ..none
             },
-            PathKind::None => Self { kind: Kind::None, endpoint: None, relay: None, relay_transport: None },
+            PathKind::None => none,
         }
     }
 }

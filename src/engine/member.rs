@@ -30,12 +30,14 @@ use crate::io::doors::Waker;
 use crate::node::Config;
 use crate::node::Me;
 use crate::node::Node;
+use crate::node::Ports;
 use crate::node::output::Notice;
 use crate::node::output::Order;
 use crate::node::output::Output;
 use crate::node::rendezvous::LinkUp;
 use crate::node::request::Reply;
 use crate::node::request::Request;
+use crate::path::Transport;
 use crate::wire::broker::FromBroker;
 use crate::wire::broker::Register;
 use crate::wire::broker::ToBroker;
@@ -108,7 +110,7 @@ pub struct Member {
     waker: Waker,
     thread: Option<JoinHandle<()>>,
     register: Register,
-    ports: (u16, u16),
+    ports: Ports,
 }
 
 struct Loop {
@@ -117,7 +119,7 @@ struct Loop {
     tun: Tun,
     out: Output,
     streams: BTreeMap<StreamId, SocketAddr>,
-    ports: (u16, u16),
+    ports: Ports,
     news: UnboundedSender<News>,
     packet: Vec<u8>,
 }
@@ -131,7 +133,7 @@ impl Member {
         let mut doors = Doors::new().context("opening the data sockets")?;
         doors.set_offload(parts.offload);
         doors.expect_super_packets();
-        let ports = bind(&mut doors, parts.listen_port, parts.config.udp)?;
+        let ports = bind(&mut doors, parts.listen_port, &parts.config)?;
         doors.watch_device(parts.tun.as_fd()).context("watching the TUN device")?;
         let (commands, inbox) = mpsc::channel();
         let waker = doors.waker();
@@ -158,9 +160,9 @@ impl Member {
         self.register.clone()
     }
 
-    /// Ports of the data sockets, IPv4 and IPv6; 0 where there is none.
+    /// Ports of the data sockets and of the TCP listener.
     #[must_use]
-    pub fn ports(&self) -> (u16, u16) {
+    pub fn ports(&self) -> Ports {
         self.ports
     }
 
@@ -185,21 +187,34 @@ impl Drop for Member {
     }
 }
 
-/// Binds both families to one port where that can be had. IPv6 is optional: many hosts have none.
-fn bind(doors: &mut Doors, port: u16, udp: bool) -> anyhow::Result<(u16, u16)> {
-    if !udp {
-        return Ok((0, 0));
-    }
-    let v4 = doors.bind_udp(SocketId::V4, (Ipv4Addr::UNSPECIFIED, port).into()).with_context(|| {
+/// Binds both families and both transports to one port where that can be had. IPv6 is optional: many hosts have none.
+fn bind(doors: &mut Doors, port: u16, config: &Config) -> anyhow::Result<Ports> {
+    let mut ports = Ports::default();
+    let taken = |transport: &str| {
         format!(
-            "binding UDP port {port}: is another program using it? Choose another member.listen_port, or 0"
+            "binding {transport} port {port}: is another program using it? Choose another member.listen_port, or 0"
         )
-    })?;
-    let same = doors.bind_udp(SocketId::V6, (Ipv6Addr::UNSPECIFIED, v4.port()).into());
-    let v6 = same.or_else(|_| doors.bind_udp(SocketId::V6, (Ipv6Addr::UNSPECIFIED, 0).into()));
-    let v6 =
-        v6.inspect_err(|error| tracing::debug!(%error, "no IPv6 data socket")).map_or(0, |addr| addr.port());
-    Ok((v4.port(), v6))
+    };
+    let (v4, v6) = (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED);
+    if config.udp {
+        ports.udp_v4 = doors.bind_udp(SocketId::V4, (v4, port).into()).with_context(|| taken("UDP"))?.port();
+        let same = doors.bind_udp(SocketId::V6, (v6, ports.udp_v4).into());
+        let bound = same.or_else(|_| doors.bind_udp(SocketId::V6, (v6, 0).into()));
+        let bound = bound.inspect_err(|error| tracing::debug!(%error, "no IPv6 data socket"));
+        ports.udp_v6 = bound.map_or(0, |addr| addr.port());
+    }
+    if config.transport != (Transport::Udp, BTreeMap::new()) {
+        let wanted = if port == 0 { ports.udp_v4 } else { port };
+        let bound = match doors.listen((v4, wanted).into()) {
+            Err(_) if port == 0 => doors.listen((v4, 0).into()),
+            bound => bound,
+        };
+        ports.tcp_v4 = bound.with_context(|| taken("TCP"))?.port();
+        let bound = doors.listen((v6, ports.tcp_v4).into()).or_else(|_| doors.listen((v6, 0).into()));
+        let bound = bound.inspect_err(|error| tracing::debug!(%error, "no IPv6 listener"));
+        ports.tcp_v6 = bound.map_or(0, |addr| addr.port());
+    }
+    Ok(ports)
 }
 
 impl Loop {

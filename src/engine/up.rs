@@ -506,6 +506,7 @@ fn parts(
         software: concat!("ntcp-overlay ", env!("CARGO_PKG_VERSION")).to_owned(),
         mtu: usize::from(settings.member.mtu),
         udp: settings.member.udp,
+        transport: (settings.member.transport, BTreeMap::new()),
         relay: settings.member.relay,
         overlay: vec![own.anchor.prefix.into(), own.anchor.overlay_prefix_v6().into()],
         configured: settings.member.candidates.clone(),

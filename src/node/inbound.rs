@@ -88,6 +88,11 @@ impl Node {
             if authentic != Some(true) {
                 return false;
             }
+            if let Via::Stream(stream) = leg.via
+                && leg.channel.is_none()
+            {
+                self.streams.insert(stream, Some(id));
+            }
             if message.class == stun::Class::Success {
                 self.answer_pings(id, message.transaction, now, out);
             }

@@ -43,6 +43,7 @@ use crate::base::rng::Seed;
 use crate::base::time::Now;
 use crate::base::transmit::Bound;
 use crate::base::transmit::StreamEvent;
+use crate::base::transmit::StreamOrder;
 use crate::base::transmit::Via;
 use crate::identity::certificate::Certificate;
 use crate::identity::certificate::TrustAnchor;
@@ -55,6 +56,7 @@ use crate::nat::candidate::Candidate;
 use crate::nat::candidate::Kind as CandidateKind;
 use crate::nat::candidate::MAX_CANDIDATES;
 use crate::nat::candidate::Transport;
+use crate::path;
 use crate::node::directory::Directory;
 use crate::node::directory::Known;
 use crate::node::observers::Observers;
@@ -74,6 +76,7 @@ use crate::node::status::Counters;
 use crate::path::Ctx;
 use crate::path::Path;
 use crate::punch::plan;
+use crate::punch::tcp::Ready;
 use crate::tunnel::gate::SourceGate;
 use crate::tunnel::session::HANDSHAKE_LEN;
 use crate::tunnel::session::Keys;
@@ -81,6 +84,7 @@ use crate::tunnel::session::Session;
 use crate::tunnel::session::SessionIndex;
 use crate::tunnel::session::Tick;
 use crate::wire::broker::Register;
+use crate::wire::broker::ToBroker;
 
 /// How often sessions are asked whether something is due: boringtun's own timers are in whole seconds.
 const TICK: Duration = Duration::from_millis(250);
@@ -88,6 +92,19 @@ const TICK: Duration = Duration::from_millis(250);
 const AUDIT: Duration = Duration::from_secs(30);
 /// Peers that are kept although nothing was exchanged with them lately; each costs some KiB and a look four times a second.
 const MAX_IDLE_PEERS: usize = 128;
+
+/// Ports at which a member can be met; 0 where there is none.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Ports {
+    /// Of the data socket for IPv4.
+    pub udp_v4: u16,
+    /// Of the data socket for IPv6.
+    pub udp_v6: u16,
+    /// Of the TCP listener for IPv4.
+    pub tcp_v4: u16,
+    /// Of the TCP listener for IPv6.
+    pub tcp_v6: u16,
+}
 
 /// Who this member is.
 #[derive(Debug)]
@@ -111,6 +128,8 @@ pub struct Config {
     pub mtu: usize,
     /// Whether UDP may be used.
     pub udp: bool,
+    /// Over what peers may be reached directly, and those with a rule of their own.
+    pub transport: (path::Transport, BTreeMap<MemberName, path::Transport>),
     /// Whether relays may be used.
     pub relay: bool,
     /// The network's IPv4 and IPv6 prefix.
@@ -157,11 +176,17 @@ pub struct Node {
     registrations: Vec<Registration>,
     observers: Observers,
     local: plan::Local,
+    /// Where the data sockets are, by the machine's own addresses.
     hosts: Vec<SocketAddr>,
+    /// The same of the TCP listener.
+    doors: Vec<SocketAddr>,
     profile: Profile,
     revocations: RevocationList,
     pings: Vec<pings::Ping>,
     counters: Counters,
+    /// Open streams and whose they are; `None` for a stranger's.
+    streams: BTreeMap<StreamId, Option<PeerId>>,
+    ports: BTreeMap<PortId, PeerId>,
     next_stream: u32,
     next_request: RequestId,
     tick: Instant,
@@ -190,10 +215,13 @@ impl Node {
             observers: Observers::default(),
             local,
             hosts: Vec::new(),
+            doors: Vec::new(),
             profile: Profile::default(),
             revocations,
             pings: Vec::new(),
             counters: Counters::default(),
+            streams: BTreeMap::new(),
+            ports: BTreeMap::new(),
             next_stream: 1,
             next_request: RequestId(1),
             tick: now.instant,
@@ -215,22 +243,24 @@ impl Node {
         node
     }
 
-    /// The machine's addresses, and the data sockets' ports (IPv4, IPv6); told at the start and after each change.
-    pub fn handle_network(&mut self, addrs: &[IpAddr], ports: (u16, u16), now: Now, out: &mut Output) {
+    /// The machine's addresses, and the ports at which it can be met; told at the start and after each change.
+    pub fn handle_network(&mut self, addrs: &[IpAddr], ports: Ports, now: Now, out: &mut Output) {
         let fit = |ip: &&IpAddr| !self.config.overlay.iter().any(|net| net.contains(**ip));
-        let hosts: Vec<SocketAddr> = addrs
-            .iter()
-            .filter(fit)
-            .map(|ip| SocketAddr::new(*ip, if ip.is_ipv4() { ports.0 } else { ports.1 }))
-            .filter(|at| addr::is_candidate(*at))
-            .collect();
-        self.local.has_v4 = ports.0 != 0 && self.config.udp;
-        self.local.has_v6 = ports.1 != 0 && self.config.udp && hosts.iter().any(SocketAddr::is_ipv6);
-        let first = self.hosts.is_empty();
-        if hosts == self.hosts && !first {
+        let at = |v4: u16, v6: u16| -> Vec<SocketAddr> {
+            let with_port = |ip: &IpAddr| SocketAddr::new(*ip, if ip.is_ipv4() { v4 } else { v6 });
+            addrs.iter().filter(fit).map(with_port).filter(|at| addr::is_candidate(*at)).collect()
+        };
+        let (hosts, doors) = (at(ports.udp_v4, ports.udp_v6), at(ports.tcp_v4, ports.tcp_v6));
+        self.local.has_v4 = ports.udp_v4 != 0 && self.config.udp;
+        self.local.has_v6 = ports.udp_v6 != 0 && self.config.udp && hosts.iter().any(SocketAddr::is_ipv6);
+        self.local.tcp = ports.tcp_v4 != 0 || ports.tcp_v6 != 0;
+        let reachable = |ip: &&IpAddr| !addr::is_private(**ip) && addr::is_candidate(SocketAddr::new(**ip, 1));
+        self.local.public = addrs.iter().filter(fit).filter(reachable).copied().collect();
+        let first = self.hosts.is_empty() && self.doors.is_empty();
+        if (&hosts, &doors) == (&self.hosts, &self.doors) && !first {
             return;
         }
-        self.hosts = hosts;
+        (self.hosts, self.doors) = (hosts, doors);
         for registration in &mut self.registrations {
             registration.refresh(now.instant);
         }
@@ -253,12 +283,15 @@ impl Node {
         now: Now,
         out: &mut Output,
     ) {
+        let owner = self.streams.get(&id).copied().flatten();
         let news = match event {
-            StreamEvent::Frame(bytes) => return self.handle_message(Via::Stream(id), from, bytes, now, out),
+            StreamEvent::Frame(bytes) => return self.handle_frame(id, owner, from, bytes, now, out),
             StreamEvent::Opened => Ok(()),
-            StreamEvent::Closed(gone) => Err(gone),
+            StreamEvent::Closed(gone) => {
+                self.streams.remove(&id);
+                Err(gone)
+            }
         };
-        let owner = self.peers.iter().find(|(_, peer)| peer.owns_stream(id)).map(|(id, _)| id);
         let Some(owner) = owner else { return };
         self.with_path(owner, now, out, |path, ctx| path.handle_stream(id, news, ctx));
         self.pump(owner, now, out);
@@ -274,12 +307,41 @@ impl Node {
         now: Now,
         out: &mut Output,
     ) {
-        let _ = (id, port, from, now, out);
+        let owner = port.and_then(|port| Some((port, self.ports.get(&port).copied()?)));
+        if let Some((port, owner)) = owner {
+            self.with_path(owner, now, out, |path, _| path.handle_accepted(id, port, from));
+        }
+        // Whose it is, only a check will tell.
+        self.streams.insert(id, None);
     }
 
     /// What an order to bind a port gave.
     pub fn handle_bound(&mut self, port: PortId, bound: Bound, now: Now, out: &mut Output) {
-        let _ = (port, bound, now, out);
+        let Some(owner) = self.ports.get(&port).copied() else { return };
+        self.with_path(owner, now, out, |path, ctx| path.handle_bound(port, bound, ctx));
+        self.pump(owner, now, out);
+    }
+
+    /// A message on a stream. A stranger has one to prove that it is a peer.
+    fn handle_frame(
+        &mut self,
+        id: StreamId,
+        owner: Option<PeerId>,
+        from: SocketAddr,
+        bytes: &mut [u8],
+        now: Now,
+        out: &mut Output,
+    ) {
+        if let Some(owner) = owner
+            && self.with_path(owner, now, out, |path, ctx| path.handle_frame(id, bytes, ctx)) == Some(true)
+        {
+            return self.pump(owner, now, out);
+        }
+        self.handle_message(Via::Stream(id), from, bytes, now, out);
+        if self.streams.get(&id) == Some(&None) {
+            self.streams.remove(&id);
+            out.orders.push_back(Order::Stream(StreamOrder::Close(id)));
+        }
     }
 
     /// An operator asks.
@@ -388,7 +450,7 @@ impl Node {
         let session = Session::new(&self.keys, subject.wg, None, None, index);
         let mesh = Mesh {
             certificate: known.certificate.clone(),
-            path: Path::new(subject.wg, self.me.wg.public(), now.instant),
+            path: Path::new(subject.wg, self.me.wg.public(), self.transport_to(&subject.uri.name), now.instant),
             profile: Profile::default(),
             verified: now.unix,
         };
@@ -398,6 +460,11 @@ impl Node {
             self.routes.insert(addr.into(), id);
         }
         id
+    }
+
+    fn transport_to(&self, peer: &MemberName) -> path::Transport {
+        let (usual, exceptions) = &self.config.transport;
+        exceptions.get(peer).copied().unwrap_or(*usual)
     }
 
     fn fresh_index(&mut self) -> SessionIndex {
@@ -426,6 +493,8 @@ impl Node {
             wg: &self.me.wg,
             local: &self.local,
             next_stream: &mut self.next_stream,
+            profile: &self.profile,
+            observer: self.link.observer(),
         };
         Some(f(path, &mut ctx))
     }
@@ -436,7 +505,18 @@ impl Node {
         let Some(peer) = self.peers.get_mut(id) else { return };
         let wants = peer.path_mut().is_some_and(|path| {
             while let Some(order) = path.poll_order() {
+                match order {
+                    StreamOrder::Open(stream, _) => drop(self.streams.insert(stream, Some(id))),
+                    StreamOrder::Close(stream) => drop(self.streams.remove(&stream)),
+                    StreamOrder::Bind(port) => drop(self.ports.insert(port, id)),
+                    StreamOrder::Unbind(port) => drop(self.ports.remove(&port)),
+                    StreamOrder::RaiseTtl(_) => {}
+                }
                 out.orders.push_back(Order::Stream(order));
+            }
+            while let Some((attempt, Ready { round, endpoints, rtt })) = path.poll_ready() {
+                let rtt = u16::try_from(rtt.as_millis()).unwrap_or(u16::MAX);
+                out.orders.push_back(Order::Broker(ToBroker::Ready { attempt, round, endpoints, rtt }));
             }
             path.wants_introduction(now.instant)
         });
@@ -555,17 +635,20 @@ impl Node {
 
     /// Where others may try to reach us. The broker adds what it sees itself.
     fn candidates(&self) -> Vec<Candidate> {
-        if !self.config.udp {
-            return Vec::new();
-        }
-        let of = |kind: CandidateKind| {
-            move |addr: &SocketAddr| Candidate { transport: Transport::Udp, kind, addr: *addr }
+        let of = |transport: Transport, kind: CandidateKind| {
+            move |addr: &SocketAddr| Candidate { transport, kind, addr: *addr }
         };
-        let configured = self.config.configured.iter().map(of(CandidateKind::Configured));
-        let hosts = self.hosts.iter().map(of(CandidateKind::Host));
+        let (udp, tcp) = (Transport::Udp, Transport::Tcp);
+        let configured = &self.config.configured;
+        let configured_tcp = configured.iter().map(of(tcp, CandidateKind::Configured)).filter(|_| self.local.tcp);
+        let tcp = configured_tcp.chain(self.doors.iter().map(of(tcp, CandidateKind::Host)));
         let inner: Vec<SocketAddr> = self.observers.mapped().filter(|at| addr::is_candidate(*at)).collect();
-        let inner = inner.iter().filter(|at| !self.hosts.contains(at)).map(of(CandidateKind::Inner));
-        configured.chain(inner).chain(hosts).take(MAX_CANDIDATES - 2).collect()
+        let inner = inner.iter().filter(|at| !self.hosts.contains(at)).map(of(udp, CandidateKind::Inner));
+        let configured = configured.iter().map(of(udp, CandidateKind::Configured)).filter(|_| self.config.udp);
+        let hosts = self.hosts.iter().map(of(udp, CandidateKind::Host)).filter(|_| self.config.udp);
+        // Half for each transport at least; the broker adds two that it sees.
+        let tcp: Vec<Candidate> = tcp.take(MAX_CANDIDATES / 2 - 1).collect();
+        configured.chain(inner).chain(hosts).take(MAX_CANDIDATES - 2 - tcp.len()).chain(tcp).collect()
     }
 }
 
@@ -575,10 +658,6 @@ impl Peer {
             Kind::Mesh(mesh) => mesh.path.poll_timeout(),
             Kind::Stock { .. } => None,
         }
-    }
-
-    fn owns_stream(&self, id: StreamId) -> bool {
-        matches!(&self.kind, Kind::Mesh(mesh) if mesh.path.owns_stream(id))
     }
 
     /// Ends everything that the peer has open.

@@ -32,6 +32,7 @@ use crate::node::registration::Registration;
 use crate::path::Introduction;
 use crate::path::RelayGrant;
 use crate::punch::keys::Side;
+use crate::punch::look::Observer;
 use crate::punch::plan;
 use crate::wire::broker::FromBroker;
 use crate::wire::broker::MemberRecord;
@@ -120,6 +121,12 @@ impl Link {
         self.up.is_some()
     }
 
+    /// Who tells what our TCP connections look like: the broker, where we reach it without anybody between.
+    pub(super) fn observer(&self) -> Option<Observer> {
+        let up = self.up.as_ref()?;
+        Some(Observer { at: up.broker, registration: up.registered.registration, key: up.key })
+    }
+
     pub(super) fn up(&self) -> Option<&LinkUp> {
         self.up.as_ref()
     }
@@ -179,7 +186,21 @@ impl Node {
                 let Some(id) = self.peers.by_attempt(&attempt) else { return };
                 self.handle_noise(&Origin::Broker(attempt, id, Vec::new()), &noise, now, out);
             }
-            FromBroker::Awaited { .. } | FromBroker::Go { .. } => {}
+            FromBroker::Awaited { attempt, round } => {
+                let Some(id) = self.peers.by_attempt(&attempt) else { return };
+                self.with_path(id, now, out, |path, ctx| path.handle_awaited(attempt, round, ctx));
+                self.pump(id, now, out);
+            }
+            FromBroker::Go { attempt, round, endpoints, wait } => {
+                let Some(id) = self.peers.by_attempt(&attempt) else { return };
+                let wait = Duration::from_millis(u64::from(wait));
+                let endpoints: Vec<SocketAddr> =
+                    endpoints.into_iter().filter(|to| plan::is_outside(&self.local, *to)).collect();
+                self.with_path(id, now, out, |path, ctx| {
+                    path.handle_go(attempt, round, endpoints, wait, ctx);
+                });
+                self.pump(id, now, out);
+            }
             FromBroker::Changed(record) => {
                 if self.learn(&record, now, out).is_some() {
                     self.announce_directory(out);
@@ -327,7 +348,13 @@ impl Node {
         let direct: Vec<SocketAddr> =
             plan::udp_targets(&self.local, &offer.candidates).into_iter().take(ANSWERS_DIRECT).collect();
         let introduction =
-            Introduction { attempt: offer.attempt, side, candidates: offer.candidates, relays };
+            Introduction {
+                attempt: offer.attempt,
+                side,
+                candidates: offer.candidates,
+                profile: offer.profile,
+                relays,
+            };
         if let Some(Peer { kind: Kind::Mesh(mesh), .. }) = self.peers.get_mut(id) {
             mesh.profile = offer.profile;
             // Whoever was asked for has somebody who wants to talk.

@@ -104,7 +104,7 @@ pub(super) fn path_kind(peer: &Peer) -> PathKind {
     match &peer.kind {
         Kind::Mesh(mesh) => match mesh.path.carrier() {
             Carrier::DirectUdp(to) => PathKind::DirectUdp(to),
-            Carrier::DirectTcp(to) => PathKind::DirectTcp(to),
+            Carrier::DirectTcp(to, method) => PathKind::DirectTcp(to, method),
             Carrier::Relay { name, tcp, endpoint } => PathKind::Relay { name: name.clone(), tcp, endpoint },
             Carrier::None => PathKind::None,
         },

@@ -12,14 +12,15 @@ use crate::identity::names::MemberName;
 use crate::identity::names::NetworkName;
 use crate::nat::behavior::Profile;
 use crate::nat::candidate::Candidate;
+use crate::punch::method::Method;
 
 /// What carries traffic to a peer now.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PathKind {
     /// Datagrams straight to the peer.
     DirectUdp(SocketAddr),
-    /// A stream straight to the peer.
-    DirectTcp(SocketAddr),
+    /// A stream straight to the peer, and how it came to be.
+    DirectTcp(SocketAddr, Method),
     /// Through a relay.
     Relay {
         /// The relay's name.
@@ -39,7 +40,7 @@ impl PathKind {
     pub fn kind(&self) -> String {
         match self {
             Self::DirectUdp(_) => "direct over UDP".to_owned(),
-            Self::DirectTcp(_) => "direct over TCP".to_owned(),
+            Self::DirectTcp(_, method) => format!("direct over TCP ({})", method.name()),
             Self::Relay { name, tcp, .. } => {
                 format!("relay {name} over {}", if *tcp { "TCP" } else { "UDP" })
             }

@@ -18,6 +18,7 @@ pub mod effort;
 pub mod health;
 pub mod leg;
 mod relays;
+mod streams;
 mod terms;
 mod ways;
 
@@ -26,7 +27,9 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::base::id::AttemptId;
+use crate::base::id::PortId;
 use crate::base::id::StreamId;
+use crate::base::transmit::Bound;
 use crate::base::transmit::Gone;
 use crate::base::transmit::StreamOrder;
 use crate::base::transmit::Via;
@@ -36,6 +39,7 @@ use crate::path::health::Duty;
 use crate::path::health::Health;
 use crate::path::leg::Leg;
 use crate::path::relays::Relays;
+use crate::path::streams::Streams;
 use crate::path::ways::Ways;
 use crate::punch::attempt::Attempt;
 use crate::punch::keys::Check;
@@ -43,6 +47,7 @@ use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
 use crate::punch::keys::Seen;
 use crate::punch::plan;
+use crate::punch::tcp;
 use crate::wire::stun;
 use crate::wire::stun::TransactionId;
 
@@ -50,6 +55,7 @@ pub use terms::Carrier;
 pub use terms::Ctx;
 pub use terms::Introduction;
 pub use terms::RelayGrant;
+pub use terms::Transport;
 
 /// Introductions whose keys are believed even if no way uses them: both sides may ask at once, twice, and each may keep
 /// the other one's.
@@ -66,8 +72,10 @@ pub struct Path {
     numbers: Numbers,
     believed: Vec<Believed>,
     attempts: Vec<Attempt>,
+    streams: Streams,
     ways: Ways,
     relays: Relays,
+    transport: Transport,
     carrier: Option<Leg>,
     effort: Effort,
     wanted: Option<Instant>,
@@ -87,15 +95,17 @@ struct Believed {
 impl Path {
     /// To a peer that nothing is known of yet. Of two peers, the one with the greater key is the polite one.
     #[must_use]
-    pub fn new(peer: WgPublic, own: WgPublic, now: Instant) -> Self {
+    pub fn new(peer: WgPublic, own: WgPublic, transport: Transport, now: Instant) -> Self {
         Self {
             peer,
             polite: own > peer,
             numbers: Numbers::default(),
             believed: Vec::new(),
             attempts: Vec::new(),
+            streams: Streams::default(),
             ways: Ways::default(),
             relays: Relays::default(),
+            transport,
             carrier: None,
             effort: Effort::fresh(now),
             wanted: None,
@@ -175,12 +185,16 @@ impl Path {
         let Some(keys) = PairKeys::new(ctx.wg, self.peer, introduction.attempt, introduction.side) else {
             return;
         };
-        let targets = plan::udp_targets(ctx.local, &introduction.candidates);
-        self.trouble = if ctx.local.udp && targets.is_empty() {
+        let targets = match self.transport {
+            Transport::Auto | Transport::Udp => plan::udp_targets(ctx.local, &introduction.candidates),
+            Transport::Tcp => Vec::new(),
+        };
+        self.trouble = if ctx.local.udp && targets.is_empty() && self.transport != Transport::Tcp {
             Some("the peer has no address that can be tried over UDP".to_owned())
         } else {
             None
         };
+        self.prepare_streams(&introduction, &keys, !targets.is_empty(), ctx);
         if self.attempts.len() == MAX_INTRODUCTIONS {
             self.attempts.remove(0);
         }
@@ -200,6 +214,9 @@ impl Path {
         ctx: &mut Ctx<'_>,
     ) -> bool {
         let Some((keys, check)) = self.judge(attempt, received) else { return false };
+        if !self.is_wanted(leg) {
+            return false;
+        }
         let now = ctx.now.instant;
         self.opens_super_packets = received.message.capabilities() & stun::SUPER_PACKETS != 0;
         match check {
@@ -208,7 +225,9 @@ impl Path {
                 leg.push(ctx.outbox, &keys.success(transaction, leg.to));
                 if leg.channel.is_none() {
                     self.ways.meet(leg, &keys, self.carrier, now);
-                    if let Some(attempt) = self.attempts.iter_mut().find(|a| a.keys().attempt() == attempt) {
+                    if let Some(attempt) = self.attempts.iter_mut().find(|a| a.keys().attempt() == attempt)
+                        && matches!(leg.via, Via::Udp(_))
+                    {
                         attempt.handle_request(leg.to, now);
                     }
                 }
@@ -240,12 +259,56 @@ impl Path {
     /// Whether a stream was opened for this path.
     #[must_use]
     pub fn owns_stream(&self, id: StreamId) -> bool {
-        self.relays.owns_stream(id)
+        self.relays.owns_stream(id) || self.ways.has_stream(id) || self.streams.owns(id)
     }
 
     /// A stream that this path had ordered came up (`Ok`), or is gone or never came up (`Err`, in words).
     pub fn handle_stream(&mut self, id: StreamId, news: Result<(), Gone>, ctx: &mut Ctx<'_>) {
+        self.streams.handle_stream(id, news.as_ref().map(|()| ()), &mut self.numbers, ctx);
+        if news.is_err() {
+            self.streams.forget(id, false);
+            self.ways.lose_stream(id);
+        }
         self.relays.handle_stream(id, news, ctx.now);
+        self.drive(ctx);
+    }
+
+    /// A port that this path had ordered was bound.
+    pub fn handle_bound(&mut self, port: PortId, bound: Bound, ctx: &mut Ctx<'_>) {
+        self.streams.handle_bound(port, bound, ctx);
+        self.drive(ctx);
+    }
+
+    /// A stream came in at a port of this path; false if it has none of this name any more.
+    pub fn handle_accepted(&mut self, id: StreamId, port: PortId, from: SocketAddr) -> bool {
+        self.streams.handle_accepted(id, port, from)
+    }
+
+    /// A message on a stream of this path; false if it is from the peer, to be read by whoever can.
+    pub fn handle_frame(&mut self, id: StreamId, bytes: &[u8], ctx: &mut Ctx<'_>) -> bool {
+        let taken = self.streams.handle_frame(id, bytes, ctx);
+        if taken {
+            self.drive(ctx);
+        }
+        taken
+    }
+
+    /// The peer is ready for a round of TCP punching, and waits for us.
+    pub fn handle_awaited(&mut self, attempt: AttemptId, round: u8, ctx: &mut Ctx<'_>) {
+        self.streams.handle_awaited(attempt, round, ctx);
+        self.drive(ctx);
+    }
+
+    /// Both sides are ready for a round of TCP punching: it starts after `wait`.
+    pub fn handle_go(
+        &mut self,
+        attempt: AttemptId,
+        round: u8,
+        endpoints: Vec<SocketAddr>,
+        wait: Duration,
+        ctx: &mut Ctx<'_>,
+    ) {
+        self.streams.handle_go(attempt, round, endpoints, wait, ctx);
         self.drive(ctx);
     }
 
@@ -256,6 +319,7 @@ impl Path {
         for (_, health) in self.healths_mut() {
             health.expire(now);
         }
+        self.streams.handle_timeout(ctx);
         self.finish_attempts(now);
         self.forget(now);
         self.drive(ctx);
@@ -281,12 +345,21 @@ impl Path {
             .wanted
             .filter(|_| !self.ways.is_empty() || !self.relays.is_empty())
             .map(|at| at + IDLE_AFTER);
-        attempts.chain(over).chain(probes).chain(relays).chain(effort).chain(idle).min()
+        let streams = self.streams.poll_timeout();
+        attempts.chain(over).chain(probes).chain(streams).chain(relays).chain(effort).chain(idle).min()
     }
 
     /// Work on streams.
     pub fn poll_order(&mut self) -> Option<StreamOrder> {
-        self.relays.poll_order()
+        while let Some(id) = self.ways.take_dropped() {
+            self.streams.forget(id, true);
+        }
+        self.streams.poll_order().or_else(|| self.relays.poll_order())
+    }
+
+    /// What the broker is to be told for a round of TCP punching.
+    pub fn poll_ready(&mut self) -> Option<(AttemptId, tcp::Ready)> {
+        self.streams.poll_ready()
     }
 
     /// Whether the broker should be asked for an introduction now.
@@ -328,7 +401,7 @@ impl Path {
         }
         match leg.via {
             Via::Udp(_) => Carrier::DirectUdp(leg.to),
-            Via::Stream(_) => Carrier::DirectTcp(leg.to),
+            Via::Stream(id) => Carrier::DirectTcp(leg.to, self.streams.method_of(id)),
         }
     }
 
@@ -368,10 +441,15 @@ impl Path {
             Effort::Punching { .. } => Some("checking for a direct path".to_owned()),
             Effort::Resting { .. } => None,
         };
-        let failed = self.last_tally.map(|(probes, targets, _)| {
+        let failed = self.last_tally.filter(|(_, targets, _)| *targets > 0).map(|(probes, targets, _)| {
             let addresses = if targets == 1 { "address" } else { "addresses" };
             format!("no answer to {probes} probes to {targets} {addresses} of the peer: the NATs and firewalls between us let no packet of either side in")
         });
+        let failed = match (failed, self.streams.failure()) {
+            (Some(udp), Some((dials, _))) if dials > 0 => Some(format!("{udp}; {dials} TCP connections failed too")),
+            (None, Some((_, why))) => why.map(|why| format!("no direct TCP connection: {why}")),
+            (udp, _) => udp,
+        };
         (self.trouble.clone().or(doing).or(failed), next)
     }
 
@@ -400,7 +478,8 @@ impl Path {
 
     /// Gives up everything: the peer is no longer one.
     pub fn close(&mut self, now: Instant) {
-        self.ways = Ways::default();
+        self.ways.forget(true, now);
+        self.streams.give_up();
         self.attempts.clear();
         self.believed.clear();
         self.carrier = None;
@@ -442,6 +521,17 @@ impl Path {
         {
             return true;
         }
+        if let Some((id, rtt)) = self.streams.handle_success(keys, transaction, now) {
+            if leg.via != Via::Stream(id) {
+                return false;
+            }
+            self.ways.meet(leg, keys, self.carrier, now);
+            if let Some(health) = self.health_mut(leg) {
+                health.on_round_trip(rtt, now);
+            }
+            self.on_direct(now);
+            return true;
+        }
         let found = self
             .attempts
             .iter_mut()
@@ -455,10 +545,65 @@ impl Path {
         if let Some(health) = self.health_mut(leg) {
             health.on_round_trip(found.rtt, now);
         }
+        self.on_direct(now);
+        true
+    }
+
+    /// A direct way was proven.
+    fn on_direct(&mut self, now: Instant) {
         self.effort = self.effort.succeeded(now);
         self.trouble = None;
         self.last_tally = None;
-        true
+    }
+
+    /// An attempt over TCP begins now if UDP cannot be hoped for, and a little later otherwise.
+    fn prepare_streams(
+        &mut self,
+        introduction: &Introduction,
+        keys: &PairKeys,
+        udp: bool,
+        ctx: &Ctx<'_>,
+    ) {
+        if !ctx.local.tcp || self.transport == Transport::Udp {
+            return;
+        }
+        let blocked = ctx.local.udp_blocked || introduction.profile.udp.passes == Some(false);
+        let start = if udp && !blocked { ctx.now.instant + tcp::HEAD_START } else { ctx.now.instant };
+        let rounds = plan::choose(ctx.profile, &introduction.profile, introduction.side);
+        if let Err(hopeless) = &rounds
+            && (blocked || !udp)
+        {
+            self.trouble = Some(hopeless.to_string());
+        }
+        let plan = tcp::Plan {
+            own: ctx.profile.tcp,
+            public: ctx.local.public.clone(),
+            observer: ctx.observer,
+            targets: plan::tcp_targets(ctx.local, &introduction.candidates),
+            rounds: rounds.unwrap_or_default(),
+        };
+        self.streams.add(tcp::Attempt::new(keys.clone(), plan, start));
+    }
+
+    /// Whether the owner wants traffic there at all.
+    fn is_wanted(&self, leg: Leg) -> bool {
+        match (leg.channel, leg.via, self.transport) {
+            (Some(_), ..) | (None, _, Transport::Auto) => true,
+            (None, Via::Udp(_), transport) => transport == Transport::Udp,
+            (None, Via::Stream(_), transport) => transport == Transport::Tcp,
+        }
+    }
+
+    /// With a direct way, attempts at others are over.
+    fn settle_streams(&mut self, now: Instant) {
+        if !self.streams.is_open() {
+            return;
+        }
+        match self.ways.best_proven(self.carrier).map(|leg| leg.via) {
+            Some(Via::Stream(winner)) => self.streams.win(winner, now),
+            Some(Via::Udp(_)) => self.streams.give_up(),
+            None => {}
+        }
     }
 
     /// Sends whatever is due: probes of attempts, of ways, of relay sessions.
@@ -469,6 +614,7 @@ impl Path {
                 Leg::udp(probe.to).push(ctx.outbox, &probe.message);
             }
         }
+        self.settle_streams(now);
         let settled = self.carrier.is_some_and(|leg| leg.channel.is_none() && self.is_proven(leg));
         self.relays.drive(settled, self.carrier, ctx);
         if let Some(why) = self.relays.take_trouble() {
@@ -492,7 +638,7 @@ impl Path {
         if let Some(tally) = failed {
             self.last_tally = Some(tally);
         }
-        if self.attempts.is_empty() && matches!(self.effort, Effort::Punching { .. }) {
+        if self.attempts.is_empty() && !self.streams.is_open() && matches!(self.effort, Effort::Punching { .. }) {
             self.effort = if direct { self.effort.succeeded(now) } else { self.effort.failed(now) };
         }
     }

@@ -9,9 +9,13 @@ use crate::base::transmit::Outbox;
 use crate::identity::certificate::Certificate;
 use crate::identity::keys::WgSecret;
 use crate::identity::names::MemberName;
+use crate::nat::behavior::Profile;
 use crate::nat::candidate::Candidate;
 use crate::punch::keys::Side;
+use crate::punch::look::Observer;
+use crate::punch::method::Method;
 use crate::punch::plan;
+use crate::punch::tcp::Hands;
 use crate::wire::broker::RelayOffer;
 
 /// What a path needs from around it for the length of one call.
@@ -26,8 +30,31 @@ pub struct Ctx<'a> {
     pub wg: &'a WgSecret,
     /// Our own end.
     pub local: &'a plan::Local,
-    /// Number of the next stream.
+    /// Number of the next stream or port.
     pub next_stream: &'a mut u32,
+    /// What our own NATs do.
+    pub profile: &'a Profile,
+    /// Who tells what our TCP connections look like from outside.
+    pub observer: Option<Observer>,
+}
+
+impl Ctx<'_> {
+    /// What an attempt at direct TCP needs of it.
+    pub(super) fn hands(&mut self) -> Hands<'_> {
+        Hands { now: self.now.instant, rng: self.rng, next: self.next_stream }
+    }
+}
+
+/// Over what a peer may be reached directly. Relays are reached over whatever gets there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Transport {
+    /// Over UDP where it works, otherwise over TCP.
+    #[default]
+    Auto,
+    /// Over TCP alone.
+    Tcp,
+    /// Over UDP alone.
+    Udp,
 }
 
 /// One offer of the broker, with everything in it verified.
@@ -39,6 +66,8 @@ pub struct Introduction {
     pub side: Side,
     /// The peer's addresses.
     pub candidates: Vec<Candidate>,
+    /// What the peer's NATs do.
+    pub profile: Profile,
     /// Relays, best first.
     pub relays: Vec<RelayGrant>,
 }
@@ -58,7 +87,7 @@ pub enum Carrier<'a> {
     /// Straight to the peer, over UDP.
     DirectUdp(SocketAddr),
     /// Straight to the peer, over TCP.
-    DirectTcp(SocketAddr),
+    DirectTcp(SocketAddr, Method),
     /// Through a relay.
     Relay {
         /// The relay's name.

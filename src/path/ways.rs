@@ -3,6 +3,7 @@
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::base::id::StreamId;
 use crate::base::rng::Rng;
 use crate::base::transmit::Via;
 use crate::path::Ctx;
@@ -27,7 +28,11 @@ const FULL_SIZE_TRIES: u8 = 3;
 
 /// Direct ways, at most [`MAX_WAYS`].
 #[derive(Debug, Default)]
-pub(super) struct Ways(Vec<Way>);
+pub(super) struct Ways {
+    all: Vec<Way>,
+    /// Streams that are no way any more, and still open.
+    dropped: Vec<StreamId>,
+}
 
 #[derive(Debug)]
 struct Way {
@@ -47,25 +52,26 @@ enum FullSize {
 impl Ways {
     /// The peer is at `leg`: remembers the way; with too many, the least proven that does not carry is forgotten.
     pub(super) fn meet(&mut self, leg: Leg, keys: &PairKeys, carrier: Option<Leg>, now: Instant) {
-        if let Some(way) = self.0.iter_mut().find(|way| way.leg == leg) {
+        if let Some(way) = self.all.iter_mut().find(|way| way.leg == leg) {
             way.keys = keys.clone();
             return;
         }
-        if self.0.len() == MAX_WAYS {
-            let spare = self.0.iter().enumerate().filter(|(_, way)| Some(way.leg) != carrier);
+        if self.all.len() == MAX_WAYS {
+            let spare = self.all.iter().enumerate().filter(|(_, way)| Some(way.leg) != carrier);
             let least = spare.min_by_key(|(_, way)| (way.health.is_proven(), way.health.heard()));
             if let Some(at) = least.map(|(at, _)| at) {
-                self.0.remove(at);
+                let spare = self.all.remove(at);
+                self.dropped.extend(spare.stream());
             }
         }
         let full_size = FullSize::Unknown { tries: 0, last: None };
-        self.0.push(Way { leg, keys: keys.clone(), health: Health::new(now), full_size });
+        self.all.push(Way { leg, keys: keys.clone(), health: Health::new(now), full_size });
     }
 
     /// Sends the probes that are due.
     pub(super) fn probe(&mut self, carrier: Option<Leg>, numbers: &mut Numbers, ctx: &mut Ctx<'_>) {
         let now = ctx.now.instant;
-        for way in &mut self.0 {
+        for way in &mut self.all {
             if way.health.next_probe(Duty::of(way.leg, carrier)) <= now {
                 let id = numbers.next(ctx.rng);
                 way.leg.push(ctx.outbox, &way.keys.request(id, 0));
@@ -83,7 +89,7 @@ impl Ways {
 
     /// Takes the answer to a full-sized probe; false if it answers none.
     pub(super) fn full_size_answered(&mut self, leg: Leg, transaction: TransactionId) -> bool {
-        let asked = self.0.iter_mut().find(|way| way.leg == leg && way.full_size.is_answered_by(transaction));
+        let asked = self.all.iter_mut().find(|way| way.leg == leg && way.full_size.is_answered_by(transaction));
         let answered = asked.is_some();
         if let Some(way) = asked {
             way.full_size = FullSize::Passes;
@@ -93,12 +99,15 @@ impl Ways {
 
     /// Whether full-sized packets are known to pass `leg` without being fragmented.
     pub(super) fn passes_full_size(&self, leg: Leg) -> bool {
-        self.0.iter().any(|way| way.leg == leg && way.full_size == FullSize::Passes)
+        self.all.iter().any(|way| way.leg == leg && way.full_size == FullSize::Passes)
     }
 
-    /// The proven way with the best round trip; `carrier` stays unless another is better by a margin.
+    /// The proven way with the best round trip, among datagrams where there are some; `carrier` stays unless another is
+    /// better by a margin.
     pub(super) fn best_proven(&self, carrier: Option<Leg>) -> Option<Leg> {
-        let proven = || self.0.iter().filter(|way| !way.health.is_dead() && way.health.is_proven());
+        let proven = || self.all.iter().filter(|way| !way.health.is_dead() && way.health.is_proven());
+        let datagrams = proven().any(|way| way.stream().is_none());
+        let proven = || proven().filter(|way| !datagrams || way.stream().is_none());
         let best = proven().min_by_key(|way| way.health.rtt().unwrap_or(Duration::MAX));
         let current = proven().find(|way| Some(way.leg) == carrier);
         match (best, current) {
@@ -109,25 +118,54 @@ impl Ways {
 
     /// The way by which the peer was heard last, proven or not.
     pub(super) fn last_heard(&self) -> Option<Leg> {
-        let alive = self.0.iter().filter(|way| !way.health.is_dead());
+        let alive = self.all.iter().filter(|way| !way.health.is_dead());
         alive.max_by_key(|way| way.health.heard()).map(|way| way.leg)
     }
 
     /// Drops ways that have been dead for long, or all.
     pub(super) fn forget(&mut self, all: bool, now: Instant) {
-        self.0.retain(|way| !all && !way.health.is_forgotten(now));
+        let dropped = &mut self.dropped;
+        self.all.retain(|way| {
+            let kept = !all && !way.health.is_forgotten(now);
+            dropped.extend(way.stream().filter(|_| !kept));
+            kept
+        });
+    }
+
+    /// A stream is gone.
+    pub(super) fn lose_stream(&mut self, id: StreamId) {
+        self.all.retain(|way| way.stream() != Some(id));
+    }
+
+    /// Whether a stream is a way.
+    pub(super) fn has_stream(&self, id: StreamId) -> bool {
+        self.all.iter().any(|way| way.stream() == Some(id))
+    }
+
+    /// A stream that was a way and is still open.
+    pub(super) fn take_dropped(&mut self) -> Option<StreamId> {
+        self.dropped.pop()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.all.is_empty()
     }
 
     pub(super) fn healths(&self) -> impl Iterator<Item = (Leg, &PairKeys, &Health)> {
-        self.0.iter().map(|way| (way.leg, &way.keys, &way.health))
+        self.all.iter().map(|way| (way.leg, &way.keys, &way.health))
     }
 
     pub(super) fn healths_mut(&mut self) -> impl Iterator<Item = (Leg, &mut Health)> {
-        self.0.iter_mut().map(|way| (way.leg, &mut way.health))
+        self.all.iter_mut().map(|way| (way.leg, &mut way.health))
+    }
+}
+
+impl Way {
+    fn stream(&self) -> Option<StreamId> {
+        match self.leg.via {
+            Via::Stream(id) => Some(id),
+            Via::Udp(_) => None,
+        }
     }
 }
 

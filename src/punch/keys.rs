@@ -130,6 +130,12 @@ impl PairKeys {
         self.attempt
     }
 
+    /// Which side of it we are.
+    #[must_use]
+    pub const fn side(&self) -> Side {
+        self.side
+    }
+
     /// A check, `padding` bytes longer than it need be.
     #[must_use]
     pub fn request(&self, transaction: stun::TransactionId, padding: u16) -> Vec<u8> {

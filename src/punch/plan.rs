@@ -6,10 +6,19 @@ use std::net::SocketAddr;
 use ipnetwork::IpNetwork;
 
 use crate::base::addr;
+use crate::nat::behavior::Behavior;
+use crate::nat::behavior::Filtering;
+use crate::nat::behavior::Profile;
 use crate::nat::candidate::Candidate;
 use crate::nat::candidate::Kind;
 use crate::nat::candidate::MAX_CANDIDATES;
 use crate::nat::candidate::Transport;
+use crate::punch::keys::Side;
+use crate::punch::method;
+use crate::punch::method::Round;
+
+/// Addresses of the peer that are dialled over TCP without punching, at most.
+pub const MAX_DIALS: usize = 6;
 
 /// What a member knows of its own end when it plans.
 #[derive(Clone, Debug, Default)]
@@ -22,8 +31,12 @@ pub struct Local {
     pub overlay: Vec<IpNetwork>,
     /// Whether UDP may be used at all (`member.udp`).
     pub udp: bool,
+    /// Whether a TCP listener exists.
+    pub tcp: bool,
     /// Whether the broker is on this machine: reached over the loopback interface.
     pub beside_broker: bool,
+    /// Own addresses that are the same outside: no NAT translates them, though a firewall may guard them.
+    pub public: Vec<IpAddr>,
     /// Whether UDP was tried and nothing came back: the broker answers on TCP alone.
     pub udp_blocked: bool,
 }
@@ -52,6 +65,61 @@ pub fn udp_targets(local: &Local, peer: &[Candidate]) -> Vec<SocketAddr> {
     targets
 }
 
+/// The peer's addresses to dial over TCP, where it always listens: no punching there, but one of the two may be able to
+/// reach the other all the same (connection reversal). At most [`MAX_DIALS`], most promising first.
+#[must_use]
+pub fn tcp_targets(local: &Local, peer: &[Candidate]) -> Vec<SocketAddr> {
+    let mut fit: Vec<(u8, SocketAddr)> = peer
+        .iter()
+        .filter(|c| c.transport == Transport::Tcp)
+        .map(|c| (order(c.kind), addr::canonical(c.addr)))
+        .filter(|(_, to)| is_outside(local, *to))
+        .collect();
+    fit.sort_by_key(|(order, _)| *order);
+    let mut targets: Vec<SocketAddr> = Vec::with_capacity(MAX_DIALS);
+    for (_, to) in fit {
+        if targets.len() < MAX_DIALS && !targets.contains(&to) {
+            targets.push(to);
+        }
+    }
+    targets
+}
+
+/// The rounds of TCP punching between two members, in order, as `side` carries them out. Both compute it from the same two
+/// profiles, so both have the same methods in the same order. Empty if no method can open this pair of NATs.
+#[must_use]
+pub fn choose(own: &Profile, peer: &Profile, side: Side) -> Result<Vec<Round>, Hopeless> {
+    let (ours, theirs) = (&own.tcp, &peer.tcp);
+    if ours.passes == Some(false) || theirs.passes == Some(false) {
+        return Err(Hopeless::NoTcp);
+    }
+    let refuses = |tcp: &Behavior| tcp.filtering == Filtering::InboundNever;
+    if refuses(ours) && refuses(theirs) {
+        return Err(Hopeless::BothRefuseSyns);
+    }
+    let reaches = |from: &Behavior, to: &Behavior| method::is_predictable(from) || method::lets_other_ports_in(to);
+    // One side must know where the other one's SYN comes from, or not care.
+    if !reaches(ours, theirs) || !reaches(theirs, ours) {
+        return Err(Hopeless::Unpredictable);
+    }
+    let first = method::prediction::round(ours, theirs).unwrap_or(method::simultaneous::round(ours));
+    Ok(vec![first, method::low_ttl::round(ours, own.hops), first, method::stunt2::round(ours, side)])
+}
+
+/// Why no TCP connection can be punched between two NATs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Hopeless {
+    /// One of the two networks lets no TCP out.
+    #[error("one of the two networks lets no TCP connection out")]
+    NoTcp,
+    /// Both NATs never let a SYN in.
+    #[error("both NATs let no connection in, not even after one went out")]
+    BothRefuseSyns,
+    /// One NAT gives every connection a random port, the other lets in only ports that were written to.
+    #[error("one NAT gives every connection a random port, and the other lets in only ports that were written to")]
+    Unpredictable,
+}
+
 /// Whether a relay may be reached at this address. On the machine of its broker a relay is at the loopback address, where
 /// no peer's candidate may send us. Streams need no data socket: they go wherever the kernel has a route.
 #[must_use]
@@ -73,7 +141,9 @@ pub fn is_target(local: &Local, to: SocketAddr) -> bool {
     family && is_outside(local, to)
 }
 
-fn is_outside(local: &Local, to: SocketAddr) -> bool {
+/// Whether an address is fit for a connection from here, whatever the data sockets are.
+#[must_use]
+pub fn is_outside(local: &Local, to: SocketAddr) -> bool {
     addr::is_candidate(to) && !local.overlay.iter().any(|net| net.contains(to.ip()))
 }
 

@@ -1,0 +1,250 @@
+//! Direct TCP: the attempts of one path's introductions, and the streams that came of them.
+//!
+//! Of several attempts at most one runs. Both sides may have been introduced twice at once, and each may begin with
+//! another introduction; the one with the smaller name prevails, as soon as one side hears that the other awaits it.
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::base::id::AttemptId;
+use crate::base::id::PortId;
+use crate::base::id::StreamId;
+use crate::base::transmit::Bound;
+use crate::base::transmit::Gone;
+use crate::base::transmit::StreamOrder;
+use crate::base::transmit::Via;
+use crate::path::Ctx;
+use crate::path::MAX_INTRODUCTIONS;
+use crate::path::leg::Leg;
+use crate::punch::keys::Numbers;
+use crate::punch::keys::PairKeys;
+use crate::punch::method::Method;
+use crate::punch::tcp::Attempt;
+use crate::punch::tcp::Opened;
+use crate::punch::tcp::Ready;
+use crate::wire::stun::TransactionId;
+
+/// Attempts at direct TCP with one peer, and how the streams that they gave came to be.
+#[derive(Debug, Default)]
+pub(super) struct Streams {
+    attempts: Vec<Attempt>,
+    methods: BTreeMap<StreamId, Method>,
+    orders: VecDeque<StreamOrder>,
+    ready: VecDeque<(AttemptId, Ready)>,
+    failed: Option<(u32, Option<String>)>,
+}
+
+impl Streams {
+    /// One more attempt, which begins when it is due.
+    pub(super) fn add(&mut self, attempt: Attempt) {
+        if self.attempts.len() == MAX_INTRODUCTIONS {
+            let spare = self.attempts.iter().position(|a| !a.is_running()).unwrap_or(0);
+            let mut old = self.attempts.remove(spare);
+            old.give_up();
+            self.orders.extend(std::iter::from_fn(|| old.poll_order()));
+        }
+        self.attempts.push(attempt);
+    }
+
+    pub(super) fn handle_bound(&mut self, port: PortId, bound: Bound, ctx: &mut Ctx<'_>) {
+        for attempt in &mut self.attempts {
+            attempt.handle_bound(port, bound, &mut ctx.hands());
+        }
+        self.collect();
+    }
+
+    /// A stream came up, or is gone.
+    pub(super) fn handle_stream(
+        &mut self,
+        id: StreamId,
+        news: Result<(), &Gone>,
+        numbers: &mut Numbers,
+        ctx: &mut Ctx<'_>,
+    ) {
+        let Some(attempt) = self.attempts.iter_mut().find(|a| a.owns(id)) else { return };
+        match news {
+            Ok(()) => match attempt.handle_opened(id, &mut ctx.hands()) {
+                Opened::Ask(to, question) => ctx.outbox.push(Via::Stream(id), to, &question),
+                Opened::Greet(to) => {
+                    if let Some(method) = attempt.method_of(id) {
+                        self.methods.insert(id, method);
+                    }
+                    let transaction = numbers.next(ctx.rng);
+                    stream_leg(id, to).push(ctx.outbox, &attempt.keys().request(transaction, 0));
+                    attempt.greeted(id, transaction, ctx.now.instant);
+                }
+                Opened::Nothing => {}
+            },
+            Err(gone) => attempt.handle_closed(id, gone, &mut ctx.hands()),
+        }
+        self.collect();
+    }
+
+    /// A stream came in at a port of ours; true if it is one of an attempt here.
+    pub(super) fn handle_accepted(&mut self, id: StreamId, port: PortId, from: SocketAddr) -> bool {
+        for attempt in &mut self.attempts {
+            if attempt.handle_accepted(id, port, from) {
+                self.methods.extend(attempt.method_of(id).map(|method| (id, method)));
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A message on a stream; true if it was for an attempt itself.
+    pub(super) fn handle_frame(&mut self, id: StreamId, bytes: &[u8], ctx: &mut Ctx<'_>) -> bool {
+        let taken = self.attempts.iter_mut().any(|a| a.handle_frame(id, bytes, &mut ctx.hands()));
+        self.collect();
+        taken
+    }
+
+    /// The peer is ready for a round and waits.
+    pub(super) fn handle_awaited(&mut self, attempt: AttemptId, round: u8, ctx: &mut Ctx<'_>) {
+        let running = self.running();
+        if running.is_some_and(|running| running < attempt) {
+            return;
+        }
+        for other in self.attempts.iter_mut().filter(|a| a.is_running() && a.keys().attempt() != attempt) {
+            other.give_up();
+        }
+        if let Some(attempt) = self.attempts.iter_mut().find(|a| a.keys().attempt() == attempt) {
+            attempt.handle_awaited(round, &mut ctx.hands());
+        }
+        self.collect();
+    }
+
+    /// Both are ready.
+    pub(super) fn handle_go(
+        &mut self,
+        attempt: AttemptId,
+        round: u8,
+        endpoints: Vec<SocketAddr>,
+        wait: Duration,
+        ctx: &mut Ctx<'_>,
+    ) {
+        if let Some(found) = self.attempts.iter_mut().find(|a| a.keys().attempt() == attempt) {
+            found.handle_go(round, endpoints, wait, ctx.now.instant);
+            found.handle_timeout(&mut ctx.hands());
+        }
+        self.collect();
+    }
+
+    /// The peer answered the greeting of a stream of ours.
+    pub(super) fn handle_success(
+        &mut self,
+        keys: &PairKeys,
+        transaction: TransactionId,
+        now: Instant,
+    ) -> Option<(StreamId, Duration)> {
+        let attempt = self.attempts.iter_mut().find(|a| a.keys().attempt() == keys.attempt())?;
+        attempt.handle_success(transaction, now)
+    }
+
+    /// A stream is proven: the others go.
+    pub(super) fn win(&mut self, winner: StreamId, now: Instant) {
+        for attempt in self.attempts.iter_mut().filter(|a| a.is_open()) {
+            if attempt.owns(winner) || attempt.is_running() {
+                attempt.win(winner, now);
+            } else {
+                attempt.give_up();
+            }
+        }
+        self.collect();
+    }
+
+    /// TCP is not needed.
+    pub(super) fn give_up(&mut self) {
+        for attempt in self.attempts.iter_mut().filter(|a| a.is_open()) {
+            attempt.give_up();
+        }
+        self.collect();
+    }
+
+    /// Does what is due.
+    pub(super) fn handle_timeout(&mut self, ctx: &mut Ctx<'_>) {
+        let now = ctx.now.instant;
+        let mut due: Vec<usize> = (0..self.attempts.len()).collect();
+        due.sort_by_key(|at| self.attempts.get(*at).map(|a| a.keys().attempt()));
+        for at in due {
+            let waits = self.running().is_some();
+            let Some(attempt) = self.attempts.get_mut(at) else { continue };
+            if attempt.is_running() || !waits {
+                attempt.handle_timeout(&mut ctx.hands());
+            } else if attempt.poll_timeout().is_some_and(|at| at <= now) {
+                attempt.postpone(now);
+            }
+        }
+        self.collect();
+        let failed = &mut self.failed;
+        self.attempts.retain(|attempt| {
+            if attempt.is_over() {
+                let (dials, why) = attempt.tally();
+                *failed = Some((dials, why.map(str::to_owned)));
+            }
+            !attempt.is_over()
+        });
+    }
+
+    /// When [`Self::handle_timeout`] has something to do.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.attempts.iter().filter_map(Attempt::poll_timeout).min()
+    }
+
+    /// Whether a stream is of an attempt.
+    pub(super) fn owns(&self, id: StreamId) -> bool {
+        self.attempts.iter().any(|a| a.owns(id))
+    }
+
+    /// Whether something may still come of it.
+    pub(super) fn is_open(&self) -> bool {
+        self.attempts.iter().any(Attempt::is_open)
+    }
+
+    /// What the last attempt that failed says: connections tried, and what went wrong in the end.
+    pub(super) fn failure(&self) -> Option<(u32, Option<&str>)> {
+        self.failed.as_ref().map(|(dials, why)| (*dials, why.as_deref()))
+    }
+
+    pub(super) fn poll_order(&mut self) -> Option<StreamOrder> {
+        self.orders.pop_front()
+    }
+
+    pub(super) fn poll_ready(&mut self) -> Option<(AttemptId, Ready)> {
+        self.ready.pop_front()
+    }
+
+    /// How a stream came to be: one that no attempt of ours has to do with was dialled by the peer.
+    pub(super) fn method_of(&self, id: StreamId) -> Method {
+        self.methods.get(&id).copied().unwrap_or(Method::Reversal)
+    }
+
+    /// A stream is gone, or is not a way any more and to be closed.
+    pub(super) fn forget(&mut self, id: StreamId, close: bool) {
+        self.methods.remove(&id);
+        if close {
+            self.orders.push_back(StreamOrder::Close(id));
+        }
+    }
+
+    /// The attempt that is under way.
+    fn running(&self) -> Option<AttemptId> {
+        self.attempts.iter().filter(|a| a.is_running()).map(|a| a.keys().attempt()).min()
+    }
+
+    fn collect(&mut self) {
+        for attempt in &mut self.attempts {
+            self.orders.extend(std::iter::from_fn(|| attempt.poll_order()));
+            if let Some(ready) = attempt.poll_ready() {
+                self.ready.push_back((attempt.keys().attempt(), ready));
+            }
+        }
+    }
+}
+
+/// The leg that a stream to the peer itself is.
+pub(super) const fn stream_leg(id: StreamId, to: SocketAddr) -> Leg {
+    Leg { via: Via::Stream(id), to, channel: None }
+}

@@ -1,0 +1,21 @@
+//! Port prediction (Gaballo's thesis 3.3; the P2PWG white paper's N+1): simultaneous open towards ports that do not exist
+//! yet.
+//!
+//! A NAT that gives every destination the port after the last one is asked for its last one (a look from the broker), and
+//! the peer is told the next few. Nothing else may go out between the look and the dials: where the NAT gives ports by
+//! session, each connection uses one up.
+
+use super::Method;
+use super::Round;
+use super::depends;
+use crate::nat::behavior::Behavior;
+
+/// The round of a side whose TCP is treated like `own`, where a port of either side has to be guessed.
+#[must_use]
+pub const fn round(own: &Behavior, peer: &Behavior) -> Option<Round> {
+    if depends(own.mapping) || depends(peer.mapping) {
+        Some(Round::of(Method::Prediction, own))
+    } else {
+        None
+    }
+}
