@@ -145,9 +145,6 @@ impl Source<'_> {
             ));
         }
         let udp = member.udp.unwrap_or(true);
-        if !udp && member.listen_port.is_some_and(|port| port != 0) {
-            return Err(self.wrong("member.listen_port", "is the port of the UDP socket, but `udp` is false"));
-        }
         let transport = match (member.transport.as_deref(), udp) {
             (None | Some("auto"), _) => Transport::Auto,
             (Some("tcp"), _) => Transport::Tcp,

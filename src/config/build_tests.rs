@@ -117,8 +117,12 @@ fn what_cannot_be_used_names_its_place_and_what_to_write() {
             "line 2, column 13: `interface` cannot be \"eth 0\": an interface's name has 1 to 15 letters, digits, '-' or '_', and may hold one %d",
         ),
         (
-            "[member]\nudp = false\nlisten_port = 5",
-            "line 3, column 15: `listen_port` is the port of the UDP socket, but `udp` is false",
+            "[member]\nudp = false\ntransport = \"udp\"",
+            "line 3, column 13: `transport` is \"udp\", but `udp` is false",
+        ),
+        (
+            "[member]\ntransport = \"sctp\"",
+            "line 2, column 13: `transport` must be \"auto\", \"tcp\" or \"udp\"",
         ),
         (
             "[member]\ncandidates = [\"127.0.0.1:5\"]",

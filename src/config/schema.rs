@@ -65,6 +65,7 @@ pub const SECTIONS: &[Section] = &[
             ("hosts_file", Flag),
             ("relay", Flag),
             ("udp", Flag),
+            ("transport", Text),
             ("offload", Flag),
             ("port_mapping", Flag),
             ("proxy", Text),

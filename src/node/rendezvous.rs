@@ -601,6 +601,7 @@ mod tests {
             software: String::new(),
             mtu: 1380,
             udp: true,
+            transport: Default::default(),
             relay: true,
             overlay: Vec::new(),
             configured: Vec::new(),

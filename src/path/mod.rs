@@ -264,7 +264,7 @@ impl Path {
 
     /// A stream that this path had ordered came up (`Ok`), or is gone or never came up (`Err`, in words).
     pub fn handle_stream(&mut self, id: StreamId, news: Result<(), Gone>, ctx: &mut Ctx<'_>) {
-        self.streams.handle_stream(id, news.as_ref().map(|()| ()), &mut self.numbers, ctx);
+        self.streams.handle_stream(id, news.as_ref().copied(), &mut self.numbers, ctx);
         if news.is_err() {
             self.streams.forget(id, false);
             self.ways.lose_stream(id);

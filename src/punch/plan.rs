@@ -87,7 +87,6 @@ pub fn tcp_targets(local: &Local, peer: &[Candidate]) -> Vec<SocketAddr> {
 
 /// The rounds of TCP punching between two members, in order, as `side` carries them out. Both compute it from the same two
 /// profiles, so both have the same methods in the same order. Empty if no method can open this pair of NATs.
-#[must_use]
 pub fn choose(own: &Profile, peer: &Profile, side: Side) -> Result<Vec<Round>, Hopeless> {
     let (ours, theirs) = (&own.tcp, &peer.tcp);
     if ours.passes == Some(false) || theirs.passes == Some(false) {
@@ -102,7 +101,7 @@ pub fn choose(own: &Profile, peer: &Profile, side: Side) -> Result<Vec<Round>, H
     if !reaches(ours, theirs) || !reaches(theirs, ours) {
         return Err(Hopeless::Unpredictable);
     }
-    let first = method::prediction::round(ours, theirs).unwrap_or(method::simultaneous::round(ours));
+    let first = method::prediction::round(ours, theirs).unwrap_or_else(|| method::simultaneous::round(ours));
     Ok(vec![first, method::low_ttl::round(ours, own.hops), first, method::stunt2::round(ours, side)])
 }
 

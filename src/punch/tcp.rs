@@ -319,7 +319,7 @@ impl Attempt {
         match (stream.role, &mut self.stage) {
             (Role::Look(_), Stage::Looking { .. }) => {
                 self.why = Some(format!("the broker cannot be asked what our address is: {}", gone.text));
-                self.next_round(hands);
+                self.end(hands.now);
             }
             (Role::Punched { tries, .. }, Stage::Dialling { again, step, .. }) => {
                 let retry = matches!(gone.why, Why::Refused | Why::Unreachable) && !stream.open;
@@ -407,7 +407,7 @@ impl Attempt {
             Stage::Waiting { until } if *until <= now => self.begin(0, hands),
             Stage::Looking { since } if *since + LOOK_LIMIT <= now => {
                 self.why = Some("the broker does not say what our address is".to_owned());
-                self.next_round(hands);
+                self.end(now);
             }
             Stage::Ready { since } if *since + READY_LIMIT <= now => {
                 self.why = Some("the peer does not take part".to_owned());

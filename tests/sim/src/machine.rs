@@ -34,6 +34,7 @@ use ntcp_overlay::identity::revocation::RevocationList;
 use ntcp_overlay::node::Config;
 use ntcp_overlay::node::Me;
 use ntcp_overlay::node::Node;
+use ntcp_overlay::node::Ports;
 use ntcp_overlay::node::StockPeer;
 use ntcp_overlay::node::output::Notice;
 use ntcp_overlay::node::output::Order;
@@ -396,6 +397,7 @@ impl World {
             software: "sim".to_owned(),
             mtu: 1380,
             udp: !machine.udp_off,
+            transport: Default::default(),
             relay: true,
             overlay,
             configured: Vec::new(),
@@ -410,7 +412,7 @@ impl World {
         let mut node = Node::new(me, config, RevocationList::default(), Seed(seed), now);
         let (ip, port) = (machine.inside.ip(), machine.inside.port());
         let port = if machine.udp_off { 0 } else { port };
-        node.handle_network(&[ip], (port, 0), now, &mut machine.out);
+        node.handle_network(&[ip], Ports { udp_v4: port, ..Ports::default() }, now, &mut machine.out);
         machine.node = Some(node);
         self.dial(who);
         self.collect(who);
@@ -444,7 +446,8 @@ impl World {
         machine.nat = nat;
         machine.inside.set_ip(ip.into());
         let (ip, port) = (machine.inside.ip(), machine.inside.port());
-        self.at_member(who, |m| m.with(|node, out| node.handle_network(&[ip], (port, 0), now, out)));
+        let ports = Ports { udp_v4: port, ..Ports::default() };
+        self.at_member(who, |m| m.with(|node, out| node.handle_network(&[ip], ports, now, out)));
     }
 
     /// The same as people do it: the connection to the broker and all streams break, and are made anew.
