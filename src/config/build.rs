@@ -152,7 +152,9 @@ impl Source<'_> {
             (Some("udp"), false) => {
                 return Err(self.wrong("member.transport", "is \"udp\", but `udp` is false"));
             }
-            (Some(_), _) => return Err(self.wrong("member.transport", "must be \"auto\", \"tcp\" or \"udp\"")),
+            (Some(_), _) => {
+                return Err(self.wrong("member.transport", "must be \"auto\", \"tcp\" or \"udp\""));
+            }
         };
         Ok(Member {
             name,

@@ -486,7 +486,8 @@ impl From<Activity> for State {
 
 impl From<PathKind> for Path {
     fn from(path: PathKind) -> Self {
-        let none = Self { kind: Kind::None, endpoint: None, method: None, relay: None, relay_transport: None };
+        let none =
+            Self { kind: Kind::None, endpoint: None, method: None, relay: None, relay_transport: None };
         match path {
             PathKind::DirectUdp(addr) => Self { kind: Kind::DirectUdp, endpoint: Some(addr), ..none },
             PathKind::DirectTcp(addr, method) => Self {

@@ -56,7 +56,6 @@ use crate::nat::candidate::Candidate;
 use crate::nat::candidate::Kind as CandidateKind;
 use crate::nat::candidate::MAX_CANDIDATES;
 use crate::nat::candidate::Transport;
-use crate::path;
 use crate::node::directory::Directory;
 use crate::node::directory::Known;
 use crate::node::observers::Observers;
@@ -73,6 +72,7 @@ use crate::node::request::Reply;
 use crate::node::request::Request;
 use crate::node::routes::Routes;
 use crate::node::status::Counters;
+use crate::path;
 use crate::path::Ctx;
 use crate::path::Path;
 use crate::punch::plan;
@@ -254,7 +254,8 @@ impl Node {
         self.local.has_v4 = ports.udp_v4 != 0 && self.config.udp;
         self.local.has_v6 = ports.udp_v6 != 0 && self.config.udp && hosts.iter().any(SocketAddr::is_ipv6);
         self.local.tcp = ports.tcp_v4 != 0 || ports.tcp_v6 != 0;
-        let reachable = |ip: &&IpAddr| !addr::is_private(**ip) && addr::is_candidate(SocketAddr::new(**ip, 1));
+        let reachable =
+            |ip: &&IpAddr| !addr::is_private(**ip) && addr::is_candidate(SocketAddr::new(**ip, 1));
         self.local.public = addrs.iter().filter(fit).filter(reachable).copied().collect();
         let first = self.hosts.is_empty() && self.doors.is_empty();
         if (&hosts, &doors) == (&self.hosts, &self.doors) && !first {
@@ -450,7 +451,12 @@ impl Node {
         let session = Session::new(&self.keys, subject.wg, None, None, index);
         let mesh = Mesh {
             certificate: known.certificate.clone(),
-            path: Path::new(subject.wg, self.me.wg.public(), self.transport_to(&subject.uri.name), now.instant),
+            path: Path::new(
+                subject.wg,
+                self.me.wg.public(),
+                self.transport_to(&subject.uri.name),
+                now.instant,
+            ),
             profile: Profile::default(),
             verified: now.unix,
         };
@@ -640,11 +646,13 @@ impl Node {
         };
         let (udp, tcp) = (Transport::Udp, Transport::Tcp);
         let configured = &self.config.configured;
-        let configured_tcp = configured.iter().map(of(tcp, CandidateKind::Configured)).filter(|_| self.local.tcp);
+        let configured_tcp =
+            configured.iter().map(of(tcp, CandidateKind::Configured)).filter(|_| self.local.tcp);
         let tcp = configured_tcp.chain(self.doors.iter().map(of(tcp, CandidateKind::Host)));
         let inner: Vec<SocketAddr> = self.observers.mapped().filter(|at| addr::is_candidate(*at)).collect();
         let inner = inner.iter().filter(|at| !self.hosts.contains(at)).map(of(udp, CandidateKind::Inner));
-        let configured = configured.iter().map(of(udp, CandidateKind::Configured)).filter(|_| self.config.udp);
+        let configured =
+            configured.iter().map(of(udp, CandidateKind::Configured)).filter(|_| self.config.udp);
         let hosts = self.hosts.iter().map(of(udp, CandidateKind::Host)).filter(|_| self.config.udp);
         // Half for each transport at least; the broker adds two that it sees.
         let tcp: Vec<Candidate> = tcp.take(MAX_CANDIDATES / 2 - 1).collect();

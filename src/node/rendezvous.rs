@@ -347,14 +347,13 @@ impl Node {
         tracing::debug!(peer = %name, attempt = %offer.attempt, ?side, candidates = offer.candidates.len(), relays = relays.len(), "introduced");
         let direct: Vec<SocketAddr> =
             plan::udp_targets(&self.local, &offer.candidates).into_iter().take(ANSWERS_DIRECT).collect();
-        let introduction =
-            Introduction {
-                attempt: offer.attempt,
-                side,
-                candidates: offer.candidates,
-                profile: offer.profile,
-                relays,
-            };
+        let introduction = Introduction {
+            attempt: offer.attempt,
+            side,
+            candidates: offer.candidates,
+            profile: offer.profile,
+            relays,
+        };
         if let Some(Peer { kind: Kind::Mesh(mesh), .. }) = self.peers.get_mut(id) {
             mesh.profile = offer.profile;
             // Whoever was asked for has somebody who wants to talk.

@@ -446,7 +446,9 @@ impl Path {
             format!("no answer to {probes} probes to {targets} {addresses} of the peer: the NATs and firewalls between us let no packet of either side in")
         });
         let failed = match (failed, self.streams.failure()) {
-            (Some(udp), Some((dials, _))) if dials > 0 => Some(format!("{udp}; {dials} TCP connections failed too")),
+            (Some(udp), Some((dials, _))) if dials > 0 => {
+                Some(format!("{udp}; {dials} TCP connections failed too"))
+            }
             (None, Some((_, why))) => why.map(|why| format!("no direct TCP connection: {why}")),
             (udp, _) => udp,
         };
@@ -557,13 +559,7 @@ impl Path {
     }
 
     /// An attempt over TCP begins now if UDP cannot be hoped for, and a little later otherwise.
-    fn prepare_streams(
-        &mut self,
-        introduction: &Introduction,
-        keys: &PairKeys,
-        udp: bool,
-        ctx: &Ctx<'_>,
-    ) {
+    fn prepare_streams(&mut self, introduction: &Introduction, keys: &PairKeys, udp: bool, ctx: &Ctx<'_>) {
         if !ctx.local.tcp || self.transport == Transport::Udp {
             return;
         }
@@ -638,7 +634,10 @@ impl Path {
         if let Some(tally) = failed {
             self.last_tally = Some(tally);
         }
-        if self.attempts.is_empty() && !self.streams.is_open() && matches!(self.effort, Effort::Punching { .. }) {
+        if self.attempts.is_empty()
+            && !self.streams.is_open()
+            && matches!(self.effort, Effort::Punching { .. })
+        {
             self.effort = if direct { self.effort.succeeded(now) } else { self.effort.failed(now) };
         }
     }

@@ -89,7 +89,8 @@ impl Ways {
 
     /// Takes the answer to a full-sized probe; false if it answers none.
     pub(super) fn full_size_answered(&mut self, leg: Leg, transaction: TransactionId) -> bool {
-        let asked = self.all.iter_mut().find(|way| way.leg == leg && way.full_size.is_answered_by(transaction));
+        let asked =
+            self.all.iter_mut().find(|way| way.leg == leg && way.full_size.is_answered_by(transaction));
         let answered = asked.is_some();
         if let Some(way) = asked {
             way.full_size = FullSize::Passes;

@@ -96,7 +96,8 @@ pub fn choose(own: &Profile, peer: &Profile, side: Side) -> Result<Vec<Round>, H
     if refuses(ours) && refuses(theirs) {
         return Err(Hopeless::BothRefuseSyns);
     }
-    let reaches = |from: &Behavior, to: &Behavior| method::is_predictable(from) || method::lets_other_ports_in(to);
+    let reaches =
+        |from: &Behavior, to: &Behavior| method::is_predictable(from) || method::lets_other_ports_in(to);
     // One side must know where the other one's SYN comes from, or not care.
     if !reaches(ours, theirs) || !reaches(theirs, ours) {
         return Err(Hopeless::Unpredictable);
@@ -115,7 +116,9 @@ pub enum Hopeless {
     #[error("both NATs let no connection in, not even after one went out")]
     BothRefuseSyns,
     /// One NAT gives every connection a random port, the other lets in only ports that were written to.
-    #[error("one NAT gives every connection a random port, and the other lets in only ports that were written to")]
+    #[error(
+        "one NAT gives every connection a random port, and the other lets in only ports that were written to"
+    )]
     Unpredictable,
 }
 

@@ -76,17 +76,33 @@ pub struct Attempt {
 #[derive(Debug)]
 enum Stage {
     /// Before the beginning, which time or the peer brings about.
-    Waiting { until: Instant },
+    Waiting {
+        until: Instant,
+    },
     /// The broker is being asked what the port looks like.
-    Looking { since: Instant },
+    Looking {
+        since: Instant,
+    },
     /// It knows that we are ready.
-    Ready { since: Instant },
+    Ready {
+        since: Instant,
+    },
     /// Dials.
-    Dialling { start: Instant, endpoints: Vec<SocketAddr>, step: Step, again: Vec<Again> },
+    Dialling {
+        start: Instant,
+        endpoints: Vec<SocketAddr>,
+        step: Step,
+        again: Vec<Again>,
+    },
     /// Rounds are over; plain dials may still be under way until then.
-    Ending { until: Instant },
+    Ending {
+        until: Instant,
+    },
     /// A stream is proven, but the side that asked may settle on another that is open.
-    Won { until: Instant, winner: StreamId },
+    Won {
+        until: Instant,
+        winner: StreamId,
+    },
     Over,
 }
 
@@ -259,11 +275,7 @@ impl Attempt {
         let Stage::Looking { .. } = self.stage else { return };
         match self.observer {
             Some(observer) => {
-                let dial = Dial {
-                    from: self.port,
-                    framing: Framing::Stun,
-                    ..Dial::plain(observer.at)
-                };
+                let dial = Dial { from: self.port, framing: Framing::Stun, ..Dial::plain(observer.at) };
                 self.open(dial, Role::Look(None), hands);
             }
             None => self.say_ready(None, Duration::ZERO, hands),
@@ -359,13 +371,18 @@ impl Attempt {
         };
         let start = now + wait;
         // Those of the other family cost nothing; of one family only as many as the method wants.
-        let family = |v4: bool| endpoints.iter().copied().filter(move |to| to.is_ipv4() == v4).take(plan.dials);
+        let family =
+            |v4: bool| endpoints.iter().copied().filter(move |to| to.is_ipv4() == v4).take(plan.dials);
         let endpoints = family(true).chain(family(false)).collect();
         self.stage = Stage::Dialling { start, endpoints, step: Step::Start, again: Vec::new() };
     }
 
     /// The peer answered our greeting: which stream, and how long it took.
-    pub fn handle_success(&mut self, transaction: TransactionId, now: Instant) -> Option<(StreamId, Duration)> {
+    pub fn handle_success(
+        &mut self,
+        transaction: TransactionId,
+        now: Instant,
+    ) -> Option<(StreamId, Duration)> {
         let greeted = |stream: &Stream| stream.hello.is_some_and(|(id, _)| id == transaction);
         let (id, stream) = self.streams.iter_mut().find(|(_, stream)| greeted(stream))?;
         let (_, at) = stream.hello.take()?;
@@ -563,7 +580,8 @@ impl Attempt {
                 Step::Raise => {
                     *step = Step::Abandon;
                     if round.ttl.is_some() {
-                        let waits = |stream: &Stream| matches!(stream.role, Role::Punched { .. }) && !stream.open;
+                        let waits =
+                            |stream: &Stream| matches!(stream.role, Role::Punched { .. }) && !stream.open;
                         let waiting = self.streams.iter().filter(|(_, stream)| waits(stream));
                         self.orders.extend(waiting.map(|(id, _)| StreamOrder::RaiseTtl(*id)));
                     }
@@ -599,7 +617,9 @@ impl Step {
         match self {
             Self::Start => round.start,
             Self::Raise => round.start + round.raise,
-            Self::Abandon => (round.start + round.abandon.unwrap_or(round.raise)).max(round.start + round.raise),
+            Self::Abandon => {
+                (round.start + round.abandon.unwrap_or(round.raise)).max(round.start + round.raise)
+            }
             Self::Limit => round.limit,
         }
     }
@@ -612,5 +632,9 @@ fn guesses(mapped: SocketAddr, own: &Behavior, count: u16) -> Vec<SocketAddr> {
         _ => return vec![mapped],
     };
     let port = |n: u16| u16::try_from(i32::from(mapped.port()) + step * i32::from(n)).ok();
-    (1..=count).filter_map(port).filter(|port| *port > 0).map(|port| SocketAddr::new(mapped.ip(), port)).collect()
+    (1..=count)
+        .filter_map(port)
+        .filter(|port| *port > 0)
+        .map(|port| SocketAddr::new(mapped.ip(), port))
+        .collect()
 }
