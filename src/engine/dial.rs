@@ -13,6 +13,8 @@ use rustls::CertificateError;
 use rustls::ClientConfig;
 use socket2::SockRef;
 use socket2::TcpKeepalive;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
@@ -25,24 +27,34 @@ use crate::engine::clock;
 use crate::engine::proxy;
 use crate::engine::proxy::ProxyError;
 use crate::engine::tls;
+use crate::engine::websocket;
 use crate::identity::certificate::CLOCK_SKEW;
 use crate::identity::certificate::CertError;
 use crate::identity::certificate::Certificate;
 use crate::identity::certificate::TrustAnchor;
 use crate::identity::credentials::Credentials;
+use crate::wire::dress::Dress;
 use crate::wire::enroll::BrokerAddr;
 
 /// How long an address may take before the next one is tried beside it (RFC 8305 5 proposes 250 ms for TCP alone; here
 /// TLS is part of it, at three round trips, and brokers are rarely many).
 const STAGGER: Duration = Duration::from_millis(750);
 /// How long one address may take in all: TCP gets two retransmissions of its SYN (1 s and 3 s).
-const GIVE_UP: Duration = Duration::from_secs(8);
+pub(super) const GIVE_UP: Duration = Duration::from_secs(8);
 /// How long a name may take to resolve.
 const RESOLVE: Duration = Duration::from_secs(5);
 /// Addresses tried in one round.
 const MAX_ADDRESSES: usize = 32;
 /// A connection whose bytes nobody acknowledges for so long is dead (RFC 5482).
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Unsent bytes that the kernel may hold: two frames of the data plane.
+const NOTSENT_LOWAT: u32 = 128 << 10;
+
+/// A stream of bytes, whatever it is made of.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// Why no broker, or no further, in words that say what to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,16 +66,25 @@ pub struct Failure {
 }
 
 /// A connection to a broker that has shown a valid certificate.
-#[derive(Debug)]
 pub struct Dialled {
     /// The connection.
-    pub stream: TlsStream<TcpStream>,
+    pub stream: TlsStream<Box<dyn Duplex>>,
     /// Its far end.
     pub broker: Reached,
     /// The broker's certificate.
     pub certificate: Certificate,
     /// Key of the UDP registrations that belong to it.
     pub registration_key: [u8; 32],
+    /// Its near end.
+    pub local: SocketAddr,
+}
+
+/// A TLS connection to whoever has the right certificate.
+pub struct First {
+    /// The connection.
+    pub stream: TlsStream<Box<dyn Duplex>>,
+    /// Its far end.
+    pub broker: Reached,
     /// Its near end.
     pub local: SocketAddr,
 }
@@ -122,7 +143,7 @@ pub async fn dial(
         _ => {}
     }
     let config = tls::client(&credentials).map_err(|why| Failure { why: format!("{why:#}"), fatal: true })?;
-    let (stream, broker) =
+    let First { stream, broker, local } =
         first(&brokers, &proxies, favourite, &config).await.map_err(|all| summary(&all))?;
     let nonsense = |why: &str| Failure { why: format!("the broker at {broker} {why}"), fatal: false };
     let certificate = peer_certificate(&stream, &credentials.anchor)
@@ -132,8 +153,7 @@ pub async fn dial(
         .1
         .export_keying_material([0; 32], tls::REGISTRATION_LABEL, None)
         .map_err(|_| nonsense("agreed on no key"))?;
-    let local = stream.get_ref().0.local_addr().map_err(|e| failure(&broker, &e))?;
-    Ok(Dialled { stream, broker, certificate, registration_key, local: canonical(local) })
+    Ok(Dialled { stream, broker, certificate, registration_key, local })
 }
 
 /// The first TLS connection that succeeds, or what each address said.
@@ -145,7 +165,7 @@ pub async fn first(
     proxies: &Proxies,
     favourite: Option<BrokerAddr>,
     config: &Arc<ClientConfig>,
-) -> Result<(TlsStream<TcpStream>, Reached), Vec<Failure>> {
+) -> Result<First, Vec<Failure>> {
     let (mut waiting, mut failures) = resolve(brokers, proxies).await;
     if let Some(index) = waiting.iter().position(|way| Some(&way.at) == favourite.as_ref())
         && let Some(way) = waiting.remove(index)
@@ -184,39 +204,42 @@ pub fn summary(failures: &[Failure]) -> Failure {
     Failure { why: why.join("; "), fatal: failures.iter().all(|f| f.fatal) }
 }
 
-async fn attempt(
-    way: Reached,
-    config: Arc<ClientConfig>,
-) -> Result<(TlsStream<TcpStream>, Reached), Failure> {
+async fn attempt(way: Reached, config: Arc<ClientConfig>) -> Result<First, Failure> {
     let connect = async {
-        let stream = open(&way).await?;
-        TlsConnector::from(config).connect(tls::broker_name(), stream).await
+        let (stream, local) = open(&way).await?;
+        Ok((TlsConnector::from(config).connect(tls::broker_name(), stream).await?, local))
     };
-    let stream = tokio::time::timeout(GIVE_UP, connect)
+    let (stream, local) = tokio::time::timeout(GIVE_UP, connect)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(|error| failure(&way, &error))?;
     if stream.get_ref().1.alpn_protocol() != Some(tls::ALPN) {
         return Err(Failure { why: format!("{way} speaks TLS but is no broker"), fatal: false });
     }
-    Ok((stream, way))
+    Ok(First { stream, broker: way, local })
 }
 
-/// A tuned TCP connection, through the proxy if there is one.
-async fn open(way: &Reached) -> io::Result<TcpStream> {
+/// A tuned connection that TLS or frames may begin on, and its near end: TCP, through the proxy if there is one, and in a
+/// WebSocket where the port demands it.
+pub(super) async fn open(way: &Reached) -> io::Result<(Box<dyn Duplex>, SocketAddr)> {
     let stream = match (&way.proxy, &way.at) {
         (Some(proxy), at) => proxy::connect(proxy, at).await?,
         (None, BrokerAddr::Addr(addr)) => TcpStream::connect(addr).await?,
         (None, BrokerAddr::Host(host, port)) => TcpStream::connect((host.as_str(), *port)).await?,
     };
-    tune(&stream)?;
-    Ok(stream)
+    stream.set_nodelay(true)?;
+    tune(&SockRef::from(&stream))?;
+    let local = canonical(stream.local_addr()?);
+    Ok(match Dress::of(way.at.port()) {
+        Dress::WebSocket => (Box::new(websocket::connect(stream, &way.at.to_string()).await?), local),
+        Dress::Tls | Dress::Plain => (Box::new(stream), local),
+    })
 }
 
-fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(stream);
+/// What a connection that lasts wants: to notice in time that its far end is gone, and to queue little.
+pub(super) fn tune(socket: &SockRef<'_>) -> io::Result<()> {
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_tcp_notsent_lowat(NOTSENT_LOWAT)?;
     let keepalive = TcpKeepalive::new().with_time(USER_TIMEOUT).with_interval(USER_TIMEOUT / 3);
     socket.set_tcp_keepalive(&keepalive)
 }
@@ -259,7 +282,7 @@ async fn lookup(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     Ok(found.collect())
 }
 
-fn peer_certificate(stream: &TlsStream<TcpStream>, anchor: &TrustAnchor) -> Option<Certificate> {
+fn peer_certificate(stream: &TlsStream<Box<dyn Duplex>>, anchor: &TrustAnchor) -> Option<Certificate> {
     let leaf = stream.get_ref().1.peer_certificates()?.first()?;
     let certificate = anchor.verify(leaf, clock::now().unix).ok()?;
     certificate.subject.roles.broker.then_some(certificate)

@@ -20,6 +20,7 @@ use crate::base::hidden::Hidden;
 use crate::config::proxy::Proxies;
 use crate::engine::clock;
 use crate::engine::dial;
+use crate::engine::dial::First;
 use crate::engine::framed::FrameReader;
 use crate::engine::framed::write_frame;
 use crate::engine::tls;
@@ -76,7 +77,7 @@ pub async fn redeem(
     let pin = Arc::new(PinnedCa { pin: invite.ca, seen: Mutex::new(None) });
     let servers: Arc<dyn ServerCertVerifier> = Arc::clone(&pin) as _;
     let config = tls::stranger(servers).map_err(|why| EnrollError::Unreachable(format!("{why:#}")))?;
-    let (stream, broker) =
+    let First { stream, broker, .. } =
         dial::first(&invite.brokers, proxies, None, &config).await.map_err(|failures| {
             let summary = dial::summary(&failures);
             if summary.fatal {

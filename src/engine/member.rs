@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
+use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
@@ -20,7 +21,13 @@ use tokio::sync::oneshot;
 
 use crate::base::id::SocketId;
 use crate::base::id::StreamId;
+use crate::base::transmit::Dial;
+use crate::base::transmit::Framing;
+use crate::base::transmit::Gone;
+use crate::base::transmit::StreamEvent;
 use crate::base::transmit::StreamOrder;
+use crate::base::transmit::Why;
+use crate::config::proxy::Proxies;
 use crate::device::Tun;
 use crate::engine::clock;
 use crate::identity::revocation::RevocationList;
@@ -41,6 +48,7 @@ use crate::path::Transport;
 use crate::wire::broker::FromBroker;
 use crate::wire::broker::Register;
 use crate::wire::broker::ToBroker;
+use crate::wire::dress::Dress;
 
 /// Packets read from the device before the sockets get their turn: a few super-packets, each counted by its segments.
 const DEVICE_TURN: usize = 256;
@@ -63,6 +71,10 @@ pub enum Command {
     Network(Vec<IpAddr>),
     /// An operator's question and the way back.
     Request(Request, oneshot::Sender<Reply>),
+    /// A stream that was to be opened elsewhere is open, and this is its near end.
+    Adopt(StreamId, OwnedFd),
+    /// It could not be opened; why, in words.
+    NotOpened(StreamId, String),
     /// End.
     Stop,
 }
@@ -78,6 +90,8 @@ pub enum News {
     Certificate(Vec<u8>),
     /// Store this revocation list (signed bytes).
     Revocations(Vec<u8>),
+    /// Open this stream to a relay through a proxy or in TLS, and answer [`Command::Adopt`] or [`Command::NotOpened`].
+    Open(StreamId, SocketAddr),
     /// For people.
     Notice(Notice),
     /// The thread has ended; why, in words, if it was not asked to.
@@ -101,13 +115,29 @@ pub struct Parts {
     pub offload: bool,
     /// The machine's addresses.
     pub addrs: Vec<IpAddr>,
+    /// How relays are reached.
+    pub proxies: Proxies,
+}
+
+/// Hands commands to a data thread.
+#[derive(Clone, Debug)]
+pub struct Commands {
+    queue: mpsc::Sender<Command>,
+    waker: Waker,
+}
+
+impl Commands {
+    /// Hands a command over.
+    pub fn send(&self, command: Command) {
+        let _ = self.queue.send(command);
+        self.waker.wake();
+    }
 }
 
 /// The control half's end of a data thread.
 #[derive(Debug)]
 pub struct Member {
-    commands: mpsc::Sender<Command>,
-    waker: Waker,
+    commands: Commands,
     thread: Option<JoinHandle<()>>,
     register: Register,
     ports: Ports,
@@ -122,6 +152,7 @@ struct Loop {
     ports: Ports,
     news: UnboundedSender<News>,
     packet: Vec<u8>,
+    proxies: Proxies,
 }
 
 impl Member {
@@ -135,14 +166,14 @@ impl Member {
         doors.expect_super_packets();
         let ports = bind(&mut doors, parts.listen_port, &parts.config)?;
         doors.watch_device(parts.tun.as_fd()).context("watching the TUN device")?;
-        let (commands, inbox) = mpsc::channel();
-        let waker = doors.waker();
+        let (queue, inbox) = mpsc::channel();
+        let commands = Commands { queue, waker: doors.waker() };
         let now = clock::now();
         let node = Node::new(parts.me, parts.config, parts.revocations, clock::seed(), now);
         let out = Output::default();
         let packet = vec![0; PACKET_ROOM];
-        let mut looped =
-            Loop { node, doors, tun: parts.tun, out, streams: BTreeMap::new(), ports, news, packet };
+        let (streams, proxies) = (BTreeMap::new(), parts.proxies);
+        let mut looped = Loop { node, doors, tun: parts.tun, out, streams, ports, news, packet, proxies };
         looped.node.handle_network(&parts.addrs, ports, now, &mut looped.out);
         let register = looped.node.register();
         let run = move || {
@@ -151,7 +182,7 @@ impl Member {
             let _ = news.send(News::Ended(why));
         };
         let thread = std::thread::Builder::new().name("data".to_owned()).spawn(run)?;
-        Ok(Self { commands, waker, thread: Some(thread), register, ports })
+        Ok(Self { commands, thread: Some(thread), register, ports })
     }
 
     /// What to say at the first registration.
@@ -168,8 +199,13 @@ impl Member {
 
     /// Hands a command over.
     pub fn send(&self, command: Command) {
-        let _ = self.commands.send(command);
-        self.waker.wake();
+        self.commands.send(command);
+    }
+
+    /// Whoever has this can hand over commands too.
+    #[must_use]
+    pub fn commands(&self) -> Commands {
+        self.commands.clone()
     }
 
     /// Ends the thread; the device goes with it.
@@ -253,7 +289,7 @@ impl Loop {
                 node.handle_message(via, from, bytes, fresh, out);
             }
             Event::Stream { id, event } => {
-                let closed = matches!(event, crate::base::transmit::StreamEvent::Closed(_));
+                let closed = matches!(event, StreamEvent::Closed(_));
                 if let Some(from) = streams.get(&id) {
                     node.handle_stream(id, event, *from, clock::now(), out);
                 }
@@ -310,6 +346,8 @@ impl Loop {
                 Ok(Command::Request(request, reply)) => {
                     let _ = reply.send(self.node.handle_request(request, now, out));
                 }
+                Ok(Command::Adopt(id, fd)) => self.adopt(id, fd),
+                Ok(Command::NotOpened(id, why)) => self.on_not_opened(id, why),
                 Err(mpsc::TryRecvError::Empty) => return false,
                 Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return true,
             }
@@ -343,11 +381,36 @@ impl Loop {
         }
     }
 
+    /// Whether a stream is one to a relay that plain TCP does not reach. Peers are dialled from ports of their own.
+    fn is_bridged(&self, dial: Dial) -> bool {
+        let to_relay = dial.from.is_none() && dial.framing == Framing::Frames;
+        to_relay && (Dress::of(dial.to.port()).is_web() || self.proxies.route_addr(dial.to).is_some())
+    }
+
+    /// A stream was opened for us. It may not be wanted any more: then it is closed by being dropped.
+    fn adopt(&mut self, id: StreamId, fd: OwnedFd) {
+        let Some(to) = self.streams.get(&id).copied() else { return };
+        match self.doors.adopt(id, fd) {
+            Ok(()) => self.node.handle_stream(id, StreamEvent::Opened, to, clock::now(), &mut self.out),
+            Err(error) => self.on_not_opened(id, error.to_string()),
+        }
+    }
+
+    fn on_not_opened(&mut self, id: StreamId, why: String) {
+        let Some(to) = self.streams.remove(&id) else { return };
+        let gone = StreamEvent::Closed(Gone::new(Why::Unreachable, why));
+        self.node.handle_stream(id, gone, to, clock::now(), &mut self.out);
+    }
+
     fn work_on_streams(&mut self, order: StreamOrder) {
         match order {
             StreamOrder::Open(id, dial) => {
                 self.streams.insert(id, dial.to);
-                self.doors.connect(id, dial);
+                if self.is_bridged(dial) {
+                    let _ = self.news.send(News::Open(id, dial.to));
+                } else {
+                    self.doors.connect(id, dial);
+                }
             }
             StreamOrder::Close(id) => {
                 self.streams.remove(&id);

@@ -10,12 +10,14 @@
 //! What the engine refuses to do: decide anything about a protocol. Which message answers which, what is believed, when
 //! something is tried again, stands on the floors below, where it can be tested without a kernel.
 
+pub mod bridge;
 pub mod broker;
 pub mod cleanup;
 pub mod clock;
 pub mod dial;
 pub mod discovery;
 pub mod enroll;
+pub mod entry;
 pub mod framed;
 pub mod link;
 pub mod member;
@@ -29,3 +31,4 @@ pub mod serve;
 pub mod stun_server;
 pub mod tls;
 pub mod up;
+pub mod websocket;

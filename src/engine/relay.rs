@@ -4,6 +4,7 @@
 //! other way round. Commands come through a channel and a wake-up; figures go out through a shared copy.
 
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -23,6 +24,7 @@ use crate::io::doors::Waker;
 use crate::relay::server::Config;
 use crate::relay::server::Relay;
 use crate::relay::server::Stats;
+use crate::wire::dress::Dress;
 
 /// What a relay needs to run.
 #[derive(Debug)]
@@ -50,6 +52,7 @@ pub struct Handle {
 #[derive(Debug)]
 enum Command {
     AuthoriseBroker([u8; 32]),
+    Adopt(OwnedFd, SocketAddr),
     Stop,
 }
 
@@ -74,7 +77,10 @@ impl RelayServer {
             let hint =
                 || format!("the relay cannot listen on {addr}: is the port taken, or the address not here?");
             let local = doors.bind_udp(SocketId(id), addr).with_context(hint)?;
-            doors.listen(local).with_context(hint)?;
+            // Where only the web passes, the entry listens (`engine::entry`), and hands streams over.
+            if !Dress::of(local.port()).is_web() {
+                doors.listen(local).with_context(hint)?;
+            }
             addrs.push(local);
         }
         let mut relay = Relay::new(config.limits, config.secret, clock::seed(), clock::now());
@@ -106,6 +112,11 @@ impl Handle {
     /// From now on, tokens signed by this Ed25519 key (of a broker's certificate) open sessions.
     pub fn authorise_broker(&self, key: [u8; 32]) {
         self.command(Command::AuthoriseBroker(key));
+    }
+
+    /// Serves a stream that somebody else has accepted from `from`, as if it had come in by TCP.
+    pub fn adopt(&self, stream: OwnedFd, from: SocketAddr) {
+        self.command(Command::Adopt(stream, from));
     }
 
     /// What was done so far, as of the last turn of the relay's loop.
@@ -178,6 +189,12 @@ fn run(
         while let Ok(command) = inbox.try_recv() {
             match command {
                 Command::AuthoriseBroker(key) => relay.authorise_broker(key),
+                Command::Adopt(stream, from) => {
+                    // What is one too many is closed without a word, as at a listener.
+                    if let Ok(id) = doors.adopt_accepted(stream) {
+                        relay.handle_stream_accepted(id, from, now);
+                    }
+                }
                 Command::Stop => return Ok(()),
             }
         }

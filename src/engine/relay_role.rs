@@ -4,6 +4,7 @@
 //! Beside a broker in the same process the relay is simply handed over. A relay on a machine of its own keeps a link to its
 //! broker as a member does, and learns from it whose tokens are good.
 
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
@@ -23,6 +24,8 @@ use crate::config::settings::Settings;
 use crate::engine::broker;
 use crate::engine::clock;
 use crate::engine::enroll;
+use crate::engine::entry;
+use crate::engine::entry::Entry;
 use crate::engine::link::Link;
 use crate::engine::link::LinkConfig;
 use crate::engine::link::LinkEvent;
@@ -45,6 +48,7 @@ use crate::relay::server::Config;
 use crate::wire::broker::FromBroker;
 use crate::wire::broker::Register;
 use crate::wire::broker::ToBroker;
+use crate::wire::dress::Dress;
 use crate::wire::enroll::BrokerAddr;
 use crate::wire::enroll::Invite;
 use crate::wire::enroll::SigningRequest;
@@ -58,6 +62,7 @@ pub struct RunningRelay {
     /// The relay.
     pub handle: Arc<relay::Handle>,
     upkeep: JoinHandle<()>,
+    doors: Vec<JoinHandle<()>>,
 }
 
 /// The broker of the same process.
@@ -73,11 +78,13 @@ impl RunningRelay {
     /// Whether its thread and its upkeep are alive.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.handle.is_running() && !self.upkeep.is_finished()
+        let alive = |task: &JoinHandle<()>| !task.is_finished();
+        self.handle.is_running() && alive(&self.upkeep) && self.doors.iter().all(alive)
     }
 
     /// Ends it.
     pub async fn stop(self) {
+        self.doors.iter().for_each(JoinHandle::abort);
         self.upkeep.abort();
         let _ = self.upkeep.await;
     }
@@ -120,17 +127,28 @@ pub async fn start(
         bytes_per_second: settings.relay.bytes_per_second.map(|rate| u32::try_from(rate).unwrap_or(u32::MAX)),
         ..Config::default()
     };
-    let listen = usable(&settings.relay.listen);
+    let mut listen = usable(&settings.relay.listen);
+    if let Some(beside) = &beside {
+        // One port for both: the broker's listener hands over who asks for the relay.
+        listen.retain(|at| !beside.broker.web_ports().contains(&at.port()));
+    }
     let config = RelayConfig { listen, secret: own.wg.clone(), broker_keys: Vec::new(), limits };
     let handle = Arc::new(RelayServer::start(config)?);
+    let entry = Arc::new(Entry::new(Arc::clone(&handle), &own)?);
+    let web = handle.addrs().iter().filter(|at| Dress::of(at.port()).is_web());
+    let doors = web.map(|at| Ok(tokio::spawn(Arc::clone(&entry).listen(entry::bind(*at)?))));
+    let doors = doors.collect::<anyhow::Result<Vec<_>>>()?;
     let wanted = addresses(settings);
     let upkeep = match beside {
         Some(beside) => {
             handle.authorise_broker(beside.key);
-            let endpoints =
+            let mut endpoints =
                 if wanted.is_empty() { everywhere(handle.addrs()) } else { endpoints(&wanted).await };
+            endpoints.extend(handed_over(settings, &beside.broker).await);
+            endpoints.truncate(MAX_CANDIDATES);
             beside.broker.add_local_relay(own.certificate.clone(), &endpoints);
-            tokio::spawn(keep_young(dir, own, endpoints, beside.broker))
+            beside.broker.open_relay(Arc::clone(&entry));
+            tokio::spawn(keep_young(dir, own, endpoints, beside.broker, entry))
         }
         None => {
             let mut brokers = settings.relay.brokers.clone();
@@ -138,10 +156,10 @@ pub async fn start(
             anyhow::ensure!(!brokers.is_empty(), "the relay knows no broker: set relay.brokers");
             let wanted = if wanted.is_empty() { own_addresses(handle.addrs()).await? } else { wanted };
             let endpoints = endpoints(&wanted).await;
-            tokio::spawn(keep_registered(dir, own, brokers, endpoints, Arc::clone(&handle)))
+            tokio::spawn(keep_registered(dir, own, brokers, endpoints, Arc::clone(&handle), entry))
         }
     };
-    Ok(Some(RunningRelay { handle, upkeep }))
+    Ok(Some(RunningRelay { handle, upkeep, doors }))
 }
 
 /// Whether an invite is to be used: there is no certificate yet, or none of worth.
@@ -184,12 +202,14 @@ async fn keep_young(
     mut own: Credentials,
     endpoints: Vec<Candidate>,
     broker: Arc<broker::Handle>,
+    entry: Arc<Entry>,
 ) {
     loop {
         tokio::time::sleep(AUDIT).await;
         match broker.renew_server(own.clone()).await {
             Ok(Some(certificate)) => match credentials::replace_certificate(&dir, &certificate.der) {
                 Ok(renewed) => {
+                    entry.renew(&renewed);
                     broker.add_local_relay(renewed.certificate.clone(), &endpoints);
                     own = renewed;
                 }
@@ -212,6 +232,7 @@ async fn keep_registered(
     brokers: Vec<BrokerAddr>,
     endpoints: Vec<Candidate>,
     relay: Arc<relay::Handle>,
+    entry: Arc<Entry>,
 ) {
     let register = Register {
         software: concat!("ntcp-overlay ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -244,6 +265,7 @@ async fn keep_registered(
             Some(LinkEvent::Message(FromBroker::Renewed { certificate, .. })) => {
                 match credentials::replace_certificate(&dir, &certificate) {
                     Ok(renewed) => {
+                        entry.renew(&renewed);
                         let _ = link.replace_certificate(renewed.certificate.clone());
                         own = renewed;
                     }
@@ -285,7 +307,30 @@ fn addresses(settings: &Settings) -> Vec<BrokerAddr> {
         BrokerAddr::Addr(addr) => BrokerAddr::Addr(SocketAddr::new(addr.ip(), port)),
         BrokerAddr::Host(host, _) => BrokerAddr::Host(host.clone(), port),
     };
-    settings.broker.advertise.iter().map(at_port).collect()
+    let mut all: Vec<BrokerAddr> = settings.broker.advertise.iter().map(at_port).collect();
+    // A broker at two ports of one host.
+    all.dedup();
+    all
+}
+
+/// Where the broker beside takes members for the relay too: its ports that pass where only the web does. An address is
+/// known from what the owner wrote about the broker, or else about the relay, or is wherever a member reached the broker.
+async fn handed_over(settings: &Settings, broker: &broker::Handle) -> Vec<Candidate> {
+    let tcp = |addr| Candidate { transport: Transport::Tcp, kind: Kind::Host, addr };
+    let ports = broker.web_ports();
+    let written = &settings.broker.advertise;
+    if !written.is_empty() {
+        let web: Vec<BrokerAddr> = written.iter().filter(|at| ports.contains(&at.port())).cloned().collect();
+        return endpoints(&web).await.into_iter().filter(|c| c.transport == Transport::Tcp).collect();
+    }
+    if settings.relay.advertise.is_empty() {
+        let here = broker.listen().iter().filter(|at| ports.contains(&at.port()));
+        return here.map(|at| tcp(*at)).collect();
+    }
+    let known = endpoints(&settings.relay.advertise).await;
+    let mut ips: Vec<IpAddr> = known.iter().map(|candidate| candidate.addr.ip()).collect();
+    ips.dedup();
+    ips.into_iter().flat_map(|ip| ports.iter().map(move |port| tcp(SocketAddr::new(ip, *port)))).collect()
 }
 
 /// Every address of this machine that is listened on.

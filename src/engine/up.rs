@@ -31,6 +31,7 @@ use crate::control::server::Ask;
 use crate::control::server::ControlServer;
 use crate::device::OpenError;
 use crate::device::Tun;
+use crate::engine::bridge::Bridges;
 use crate::engine::cleanup;
 use crate::engine::clock;
 use crate::engine::enroll;
@@ -126,7 +127,9 @@ async fn run_async(
     let brokers = broker_addresses(settings, &servers)?;
     let local = netlink.local_addresses(Some(&interface)).await?;
     let observers = stun_server::look_up(&settings.member.stun_servers).await;
-    let member = Member::start(parts(settings, &own, addrs, tun, local, observers)?, news_in)?;
+    let parts = parts(settings, &own, addrs, tun, local, observers, proxies.clone())?;
+    let member = Member::start(parts, news_in)?;
+    let bridges = Bridges::new(&own.anchor.der, proxies.clone(), member.commands())?;
     let (link_in, link_events) = mpsc::channel(256);
     let link_config = LinkConfig { brokers, proxies, credentials: own.clone(), register: member.register() };
     let link = Link::spawn(link_config, link_in);
@@ -145,6 +148,7 @@ async fn run_async(
         own,
         interface,
         member,
+        bridges,
         link,
         servers: &mut servers,
         pings: BTreeMap::new(),
@@ -163,6 +167,7 @@ struct Running<'a> {
     own: Credentials,
     interface: String,
     member: Member,
+    bridges: Bridges,
     link: LinkHandle,
     servers: &'a mut Servers,
     pings: BTreeMap<Ticket, oneshot::Sender<api::Reply>>,
@@ -282,6 +287,7 @@ impl Running<'_> {
                     tracing::error!(error = format!("{error:#}"), "the revocation list cannot be stored");
                 }
             }
+            News::Open(id, to) => self.bridges.open(id, to),
             News::Notice(notice) => return self.on_notice(notice),
             News::Ended(why) => {
                 anyhow::bail!(
@@ -492,6 +498,7 @@ fn parts(
     tun: Tun,
     local: Vec<IpAddr>,
     observers: Vec<SocketAddr>,
+    proxies: Proxies,
 ) -> anyhow::Result<Parts> {
     let request = SigningRequest::new(&own.certificate.subject.uri.name, &own.key, own.wg.public());
     let stock = settings.wireguard_peers.iter().map(|peer| StockPeer {
@@ -518,7 +525,7 @@ fn parts(
         Me { anchor: own.anchor.clone(), certificate: own.certificate.clone(), addrs, wg: own.wg.clone() };
     let revocations = credentials::load_revocations(&settings.state_dir.join(MEMBER), &own.anchor)?;
     let (listen_port, offload) = (settings.member.listen_port, settings.member.offload);
-    Ok(Parts { me, config, revocations, tun, listen_port, offload, addrs: local })
+    Ok(Parts { me, config, revocations, tun, listen_port, offload, addrs: local, proxies })
 }
 
 fn explain_device(error: OpenError) -> anyhow::Error {

@@ -42,6 +42,7 @@ use crate::wire::broker::Registered;
 use crate::wire::broker::RelayOffer;
 use crate::wire::broker::Target;
 use crate::wire::broker::ToBroker;
+use crate::wire::dress::Dress;
 
 /// Between tries to renew our certificate.
 const RENEW_EVERY: Duration = Duration::from_secs(3600);
@@ -145,6 +146,7 @@ impl Node {
             .map(|to| Registration::new(to, up.registered.registration, up.key, now.instant))
             .collect();
         self.local.beside_broker = up.broker.ip().is_loopback();
+        self.local.dress = Dress::of(up.broker.port());
         self.broker_clock = Some(BrokerClock { told: up.registered.time, at: now.instant });
         let what = format!("registered with {} at {}", up.name, up.broker);
         self.link = Link { up: Some(up), ..Link::default() };

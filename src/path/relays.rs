@@ -247,6 +247,7 @@ impl Relays {
     fn open(&mut self, grant: &RelayGrant, keys: PairKeys, carrier: Option<Leg>, ctx: &mut Ctx<'_>) {
         let mut offer = grant.offer.clone();
         offer.endpoints.retain(|e| plan::is_relay(ctx.local, e.transport, e.addr));
+        plan::order_relay(ctx.local, &mut offer.endpoints);
         let mut side = match client::Side::new(&offer, ctx.wg, &grant.certificate, ctx.now, ctx.rng.fork()) {
             Ok(side) => side,
             Err(why) => {

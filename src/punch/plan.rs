@@ -16,6 +16,7 @@ use crate::nat::candidate::Transport;
 use crate::punch::keys::Side;
 use crate::punch::method;
 use crate::punch::method::Round;
+use crate::wire::dress::Dress;
 
 /// Addresses of the peer that are dialled over TCP without punching, at most.
 pub const MAX_DIALS: usize = 6;
@@ -39,6 +40,8 @@ pub struct Local {
     pub public: Vec<IpAddr>,
     /// Whether UDP was tried and nothing came back: the broker answers on TCP alone.
     pub udp_blocked: bool,
+    /// How the connection to the broker is dressed: perhaps nothing else gets out.
+    pub dress: Dress,
 }
 
 /// The peer's addresses to check over UDP, most promising first: what a server saw (the way through NATs), then what the
@@ -133,6 +136,11 @@ pub fn is_relay(local: &Local, transport: Transport, to: SocketAddr) -> bool {
     }
 }
 
+/// A relay's endpoints in the order in which they are tried: first what is dressed as what reached the broker.
+pub fn order_relay(local: &Local, endpoints: &mut [Candidate]) {
+    endpoints.sort_by_key(|endpoint| Dress::of(endpoint.addr.port()) != local.dress);
+}
+
 /// Whether an address may be probed from here at all.
 #[must_use]
 pub fn is_target(local: &Local, to: SocketAddr) -> bool {
@@ -185,6 +193,21 @@ mod tests {
         let many: Vec<Candidate> =
             (0..200).map(|i| candidate(Kind::Host, &format!("192.0.2.{i}:9"))).collect();
         assert_eq!(udp_targets(&local(), &many).len(), MAX_CANDIDATES);
+    }
+
+    #[test]
+    fn a_relay_is_tried_first_the_way_the_broker_was_reached() {
+        let tcp = |addr: &str| Candidate { transport: Transport::Tcp, ..candidate(Kind::Host, addr) };
+        let (plain, tls, socket) = (tcp("192.0.2.1:6061"), tcp("192.0.2.1:443"), tcp("192.0.2.1:80"));
+        for (dress, wanted) in [
+            (Dress::Plain, [plain, tls, socket]),
+            (Dress::Tls, [tls, plain, socket]),
+            (Dress::WebSocket, [socket, tls, plain]),
+        ] {
+            let mut endpoints = [tls, plain, socket];
+            order_relay(&Local { dress, ..local() }, &mut endpoints);
+            assert_eq!(endpoints, wanted);
+        }
     }
 
     #[test]

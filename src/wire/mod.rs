@@ -6,6 +6,7 @@
 
 pub mod broker;
 pub mod demux;
+pub mod dress;
 pub mod enroll;
 pub mod frame;
 pub mod ip;

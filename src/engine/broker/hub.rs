@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::sync::OnceLock;
 use std::sync::PoisonError;
 use std::sync::RwLock;
 use std::sync::atomic::AtomicU64;
@@ -25,6 +26,7 @@ use crate::engine::broker::udp::Registrations;
 use crate::engine::broker::udp::UdpCounters;
 use crate::engine::broker::work::Work;
 use crate::engine::clock;
+use crate::engine::entry::Entry;
 use crate::identity::certificate::Certificate;
 use crate::identity::certificate::TrustAnchor;
 use crate::wire::broker::ToBroker;
@@ -56,6 +58,8 @@ pub(super) struct Hub {
     pub(super) udp_counters: UdpCounters,
     pub(super) tcp_counters: TcpCounters,
     pub(super) work: std::sync::mpsc::Sender<Work>,
+    /// The door of the relay in the same process.
+    pub(super) relay: OnceLock<Arc<Entry>>,
     core: Mutex<Core>,
 }
 
@@ -99,6 +103,7 @@ impl Hub {
             udp_counters: UdpCounters::default(),
             tcp_counters: TcpCounters::default(),
             work,
+            relay: OnceLock::new(),
             core: Mutex::new(core),
         }
     }

@@ -46,6 +46,7 @@ use crate::engine::broker::work::Work;
 use crate::engine::broker::work::Worker;
 use crate::engine::broker::work::ask;
 use crate::engine::clock;
+use crate::engine::entry::Entry;
 use crate::engine::responder;
 use crate::engine::responder::Stop;
 use crate::engine::tls;
@@ -65,6 +66,7 @@ use crate::identity::names::NetworkName;
 use crate::identity::revocation::RevocationList;
 use crate::io::netlink::Netlink;
 use crate::nat::candidate::Candidate;
+use crate::wire::dress::Dress;
 use crate::wire::enroll::BrokerAddr;
 use crate::wire::enroll::Invite;
 
@@ -305,6 +307,11 @@ impl Handle {
         self.hub.with_broker(|broker, _, _| broker.handle_stun_servers(servers));
     }
 
+    /// Hands over to `entry` whoever asks this broker's listeners for the relay.
+    pub fn open_relay(&self, entry: Arc<Entry>) {
+        let _ = self.hub.relay.set(entry);
+    }
+
     /// Signs anew for another server role of this process, if it is time and this broker can.
     ///
     /// # Errors
@@ -325,6 +332,12 @@ impl Handle {
     #[must_use]
     pub fn listen(&self) -> &[SocketAddr] {
         &self.listen
+    }
+
+    /// The ports among these that pass where only the web does.
+    #[must_use]
+    pub fn web_ports(&self) -> BTreeSet<u16> {
+        self.listen.iter().map(SocketAddr::port).filter(|port| Dress::of(*port).is_web()).collect()
     }
 
     /// Where to tell others to reach it: as configured, otherwise the addresses of this machine.

@@ -10,8 +10,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rustls::server::Accepted;
-use rustls::server::Acceptor;
-use tokio::io::AsyncReadExt as _;
 use tokio::io::AsyncWrite;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
@@ -31,15 +29,18 @@ use crate::engine::broker::hub::Ticket;
 use crate::engine::broker::look;
 use crate::engine::broker::work::Work;
 use crate::engine::clock;
+use crate::engine::dial::Duplex;
 use crate::engine::framed::FrameReader;
 use crate::engine::framed::write_frame;
 use crate::engine::tls;
+use crate::engine::websocket;
 use crate::wire::WireError;
 use crate::wire::broker::FromBroker;
 use crate::wire::broker::MAX_AUTHENTICATED;
 use crate::wire::broker::MAX_UNAUTHENTICATED;
 use crate::wire::broker::Refusal;
 use crate::wire::broker::ToBroker;
+use crate::wire::dress::Dress;
 use crate::wire::enroll::SigningRequest;
 
 /// From the first byte to the first message: TLS needs three round trips, and 600 ms is a satellite's.
@@ -50,8 +51,6 @@ const IDLE: Duration = Duration::from_secs(90);
 const LINGER: Duration = Duration::from_secs(2);
 /// Pause when accepting fails (no descriptors left): trying again at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Largest client hello, bytes: ours has below 500, one with post-quantum key shares some 2,000.
-const MAX_HELLO: usize = 16_384;
 
 /// Accepts connections until the task is aborted.
 pub(super) async fn listen(hub: Arc<Hub>, listener: TcpListener) {
@@ -106,23 +105,44 @@ async fn connection(hub: Arc<Hub>, stream: TcpStream, source: SocketAddr, pass: 
     if matches!(peeked, Ok(Ok(1))) && first == [0] {
         return look::serve(&hub, stream, source, pass).await;
     }
-    let tls = tokio::time::timeout(HANDSHAKE, handshake(&hub, stream)).await;
-    let Ok(Some(tls)) = tls else { return };
+    let Ok(local) = stream.local_addr() else { return };
+    let Ok(Some((hello, stream))) = tokio::time::timeout(HANDSHAKE, hello(&hub, stream, local.port())).await
+    else {
+        return count(&hub.tcp_counters.garbage);
+    };
+    if let Some(relay) = hub.relay.get()
+        && tls::asks_for(&hello, tls::RELAY_ALPN)
+    {
+        return relay.serve(hello, stream, source, move || drop(pass)).await;
+    }
+    let Ok(Some(tls)) = tokio::time::timeout(HANDSHAKE, handshake(&hub, hello, stream)).await else { return };
     let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|der| der.to_vec());
     match certificate {
         None => guest(&hub, tls, source).await,
-        Some(der) => member(&hub, tls, &der, source, pass).await,
+        Some(der) => member(&hub, tls, &der, (source, local), pass).await,
     }
 }
 
-/// TLS, without an alert for what is not a hello to us.
-async fn handshake(hub: &Hub, mut stream: TcpStream) -> Option<TlsStream<TcpStream>> {
-    let Some(accepted) = hello(&mut stream).await else {
-        count(&hub.tcp_counters.garbage);
-        return None;
-    };
+/// What comes before TLS: a client hello that asks for something that is spoken here. Anything else gets no answer; on the
+/// web's own port, that of a web server.
+async fn hello(hub: &Hub, stream: TcpStream, port: u16) -> Option<(Accepted, Box<dyn Duplex>)> {
     stream.set_nodelay(true).ok()?;
-    let tls = StartHandshake::from_parts(accepted, stream).into_stream(hub.tls()).await;
+    let mut stream: Box<dyn Duplex> = match Dress::of(port) {
+        Dress::WebSocket => Box::new(websocket::accept(stream).await.ok()?),
+        Dress::Tls | Dress::Plain => Box::new(stream),
+    };
+    let hello = tls::hello(&mut stream).await?;
+    let spoken = tls::asks_for(&hello, tls::ALPN)
+        || hub.relay.get().is_some() && tls::asks_for(&hello, tls::RELAY_ALPN);
+    spoken.then_some((hello, stream))
+}
+
+async fn handshake(
+    hub: &Hub,
+    hello: Accepted,
+    stream: Box<dyn Duplex>,
+) -> Option<TlsStream<Box<dyn Duplex>>> {
+    let tls = StartHandshake::from_parts(hello, stream).into_stream(hub.tls()).await;
     if let Err(error) = &tls {
         count(&hub.tcp_counters.handshake_failed);
         tracing::debug!(%error, "a TLS handshake failed");
@@ -130,32 +150,8 @@ async fn handshake(hub: &Hub, mut stream: TcpStream) -> Option<TlsStream<TcpStre
     tls.ok()
 }
 
-/// Reads a client hello that asks for our protocol.
-async fn hello(stream: &mut TcpStream) -> Option<Accepted> {
-    let mut acceptor = Acceptor::default();
-    let mut buffer = [0; 4096];
-    let mut total = 0;
-    loop {
-        let read = stream.read(&mut buffer).await.ok().filter(|read| *read > 0)?;
-        total += read;
-        let mut bytes = buffer.get(..read)?;
-        while !bytes.is_empty() {
-            acceptor.read_tls(&mut bytes).ok().filter(|taken| *taken > 0)?;
-        }
-        match acceptor.accept() {
-            Ok(Some(accepted)) => {
-                let asks =
-                    accepted.client_hello().alpn().is_some_and(|mut names| names.any(|n| n == tls::ALPN));
-                return asks.then_some(accepted);
-            }
-            Ok(None) if total <= MAX_HELLO => {}
-            Ok(None) | Err(_) => return None,
-        }
-    }
-}
-
 /// Somebody without a certificate: one message, one answer.
-async fn guest(hub: &Hub, tls: TlsStream<TcpStream>, source: SocketAddr) {
+async fn guest(hub: &Hub, tls: TlsStream<Box<dyn Duplex>>, source: SocketAddr) {
     let (read, mut write) = tokio::io::split(tls);
     let mut reader = FrameReader::new(read, MAX_UNAUTHENTICATED);
     let first = tokio::time::timeout(HANDSHAKE, reader.next()).await;
@@ -205,10 +201,15 @@ async fn redeem(
 }
 
 /// Somebody with a certificate, from registration to the end.
-async fn member(hub: &Hub, tls: TlsStream<TcpStream>, der: &[u8], source: SocketAddr, pass: Pass) {
-    let (stream, session) = tls.get_ref();
-    let key = session.export_keying_material([0; 32], tls::REGISTRATION_LABEL, None);
-    let (Ok(key), Ok(local)) = (key, stream.local_addr()) else { return };
+async fn member(
+    hub: &Hub,
+    tls: TlsStream<Box<dyn Duplex>>,
+    der: &[u8],
+    (source, local): (SocketAddr, SocketAddr),
+    pass: Pass,
+) {
+    let key = tls.get_ref().1.export_keying_material([0; 32], tls::REGISTRATION_LABEL, None);
+    let Ok(key) = key else { return };
     // TLS has checked the chain; this checks what TLS does not know: the network, the roles, our own clock.
     let certificate = match hub.anchor.verify(der, clock::now().unix) {
         Ok(certificate) if certificate.subject.roles.member || certificate.subject.roles.relay => certificate,
@@ -234,7 +235,7 @@ async fn member(hub: &Hub, tls: TlsStream<TcpStream>, der: &[u8], source: Socket
     tracing::debug!(%name, why, "disconnected");
 }
 
-async fn turn_away(hub: &Hub, mut tls: TlsStream<TcpStream>, text: &str) {
+async fn turn_away(hub: &Hub, mut tls: TlsStream<Box<dyn Duplex>>, text: &str) {
     count(&hub.tcp_counters.handshake_failed);
     let answer =
         FromBroker::Refused { request: RequestId(0), why: Refusal::Forbidden, text: text.to_owned() };
@@ -246,7 +247,7 @@ async fn turn_away(hub: &Hub, mut tls: TlsStream<TcpStream>, text: &str) {
 async fn read_all(
     hub: &Hub,
     conn: ConnId,
-    reader: &mut FrameReader<tokio::io::ReadHalf<TlsStream<TcpStream>>>,
+    reader: &mut FrameReader<tokio::io::ReadHalf<TlsStream<Box<dyn Duplex>>>>,
     pass: Pass,
 ) -> &'static str {
     let mut pass = Some(pass);

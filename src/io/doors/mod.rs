@@ -236,6 +236,33 @@ impl Doors {
         }
     }
 
+    /// Takes over a stream that somebody else has opened, a socket pair to a task of this process, say. It is open: no
+    /// `Opened` follows. An older stream of this id is closed.
+    ///
+    /// # Errors
+    /// When epoll refuses it.
+    pub fn adopt(&mut self, id: StreamId, fd: OwnedFd) -> io::Result<()> {
+        self.close(id);
+        let stream = Stream::adopted(Socket::from(fd))?;
+        epoll::add(&self.epoll, &stream, Door::Stream(id).data(), EventFlags::IN)?;
+        self.streams.insert(id, stream);
+        Ok(())
+    }
+
+    /// Takes over a stream that somebody else has accepted, and that is treated as if a listener had; answers its number.
+    ///
+    /// # Errors
+    /// When epoll refuses it, or there are too many streams already.
+    pub fn adopt_accepted(&mut self, fd: OwnedFd) -> io::Result<StreamId> {
+        if self.listeners.open_now >= self.listeners.max {
+            self.counters.accept_refused += 1;
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let socket = Socket::from(fd);
+        socket.set_nonblocking(true)?;
+        self.admit(Stream::accepted(socket))
+    }
+
     /// Closes a stream; nothing follows. What was queued for it is lost.
     pub fn close(&mut self, id: StreamId) {
         self.forget(id);
@@ -464,15 +491,20 @@ impl Doors {
     ) -> io::Result<()> {
         let from = socket.peer_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let to = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let id = self.admit(Stream::accepted(socket))?;
+        on(Event::Accepted { id, from: canonical(from), to, port });
+        Ok(())
+    }
+
+    /// Numbers and watches an accepted stream.
+    fn admit(&mut self, stream: Stream) -> io::Result<StreamId> {
         let id = self.listeners.number(|id| self.streams.contains_key(&id));
-        let stream = Stream::accepted(socket);
         epoll::add(&self.epoll, &stream, Door::Stream(id).data(), EventFlags::IN)?;
         self.streams.insert(id, stream);
         self.deadlines.start(id);
         self.listeners.open_now += 1;
         self.counters.accepted += 1;
-        on(Event::Accepted { id, from: canonical(from), to, port });
-        Ok(())
+        Ok(id)
     }
 
     /// Ends a stream; the wait will tell.

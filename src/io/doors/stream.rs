@@ -116,6 +116,12 @@ impl Stream {
         Self::new(socket, State::Accepted, Framing::Frames)
     }
 
+    /// Takes over a socket that is connected already and needs no tuning.
+    pub(super) fn adopted(socket: Socket) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self::new(socket, State::Connected, Framing::Frames))
+    }
+
     fn new(socket: Socket, state: State, framing: Framing) -> Self {
         Self { socket, state, framing, inbox: Inbox::default(), queue: VecDeque::new(), frames: 0, marked: 0 }
     }

@@ -554,6 +554,31 @@ fn a_connect_without_an_answer_ends_after_five_seconds() {
 }
 
 #[test]
+fn a_stream_that_somebody_else_opened_or_accepted_carries_as_any_other() {
+    let mut desk = Desk::new();
+    let ((near, mut far), (theirs, mut guest)) =
+        (std::os::unix::net::UnixStream::pair().unwrap(), std::os::unix::net::UnixStream::pair().unwrap());
+    desk.doors.adopt(StreamId(7), near.into()).unwrap();
+    far.write_all(&framed(b"hello")).unwrap();
+    desk.until_seen(&Seen::Frame(StreamId(7), b"hello".to_vec()));
+    desk.say(Via::Stream(StreamId(7)), lo("127.0.0.1:9"), b"back");
+    let mut back = [0; 8];
+    far.read_exact(&mut back).unwrap();
+    assert_eq!(back, *framed(b"back"));
+
+    desk.doors.set_accepted_max(1);
+    let id = desk.doors.adopt_accepted(theirs.into()).unwrap();
+    let (one_more, _far) = std::os::unix::net::UnixStream::pair().unwrap();
+    assert!(desk.doors.adopt_accepted(one_more.into()).is_err(), "the limit counts for these too");
+    guest.write_all(&framed(b"there")).unwrap();
+    desk.until_seen(&Seen::Frame(id, b"there".to_vec()));
+    drop((far, guest));
+    desk.until("both ends", |desk| {
+        desk.seen.iter().filter(|seen| matches!(seen, Seen::Closed(..))).count() == 2
+    });
+}
+
+#[test]
 fn after_close_nothing_follows() {
     let (mut desk, far, to) = connected();
     drop(far);

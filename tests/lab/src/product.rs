@@ -303,10 +303,25 @@ pub struct Mesh {
 impl Mesh {
     /// Creates network "lab" on a public host and serves it there. `config` is added to the server's configuration.
     pub fn found(product: &Product, host: &Host, config: &str) -> Result<Self> {
+        Self::found_at(product, host, &[6060], config)
+    }
+
+    /// The same with a broker that listens on these TCP and UDP ports.
+    pub fn found_at(product: &Product, host: &Host, ports: &[u16], config: &str) -> Result<Self> {
+        let at = |ip: &str| -> Vec<String> { ports.iter().map(|port| format!("{ip}:{port}")).collect() };
         let v4 = host.v4;
         let config = format!(
-            "[broker]\nenabled = true\nadvertise = [\"{v4}:6060\"]\n\
-             [relay]\nenabled = true\nadvertise = [\"{v4}:6061\"]\n{config}"
+            "[broker]
+enabled = true
+listen = {:?}
+advertise = {:?}
+\
+             [relay]
+enabled = true
+advertise = [\"{v4}:6061\"]
+{config}",
+            [at("0.0.0.0"), at("[::]")].concat(),
+            at(&v4.to_string())
         );
         let config = write_config(host, &config)?;
         let founding = product.run(&host.ns, &FOUNDING)?;
