@@ -60,7 +60,7 @@ pub struct Counters {
     pub runs_refused: u64,
     /// Frames received on streams.
     pub frames_in: u64,
-    /// Frames sent or queued on streams.
+    /// Frames sent or queued on streams; some of the queued ones may be dropped later.
     pub frames_out: u64,
     /// Messages for streams that were dropped: a slow far end, no such stream, longer than a frame can be.
     pub stream_messages_dropped: u64,

@@ -16,10 +16,12 @@ mod deadlines;
 mod event;
 mod listener;
 mod port;
+mod queue;
 mod stream;
 mod udp;
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
@@ -96,6 +98,10 @@ pub struct Doors {
     listeners: Listeners,
     ports: Ports,
     streams: BTreeMap<StreamId, Stream>,
+    /// Streams for which something waits.
+    backlogged: BTreeSet<StreamId>,
+    /// Until when the device rests, if it does.
+    rest: Option<Instant>,
     /// Largest receive buffer of a stream, bytes.
     inbox_full: usize,
     deadlines: Deadlines,
@@ -126,6 +132,8 @@ impl Doors {
             listeners: Listeners::new(),
             ports: Ports::default(),
             streams: BTreeMap::new(),
+            backlogged: BTreeSet::new(),
+            rest: None,
             inbox_full: INBOX_FULL,
             deadlines: Deadlines::default(),
             unread: Vec::new(),
@@ -277,6 +285,30 @@ impl Doors {
         Ok(epoll::add(&self.epoll, fd, Door::Device.data(), EventFlags::IN)?)
     }
 
+    /// Lets the device rest while streams that drain quickly have too much to send, or ends the rest. What waits in the
+    /// kernel's queue of the device meanwhile costs nobody a retransmission, and a far end that stays slow stops nobody
+    /// else (see `queue`).
+    ///
+    /// # Errors
+    /// When epoll refuses it: a device that is not [watched](Self::watch_device).
+    pub fn rest_device(&mut self, device: BorrowedFd<'_>, now: Instant) -> io::Result<()> {
+        let (streams, before) = (&mut self.streams, self.rest);
+        let mut rest: Option<Instant> = None;
+        self.backlogged.retain(|id| {
+            let Some(stream) = streams.get_mut(id).filter(|stream| stream.wants_to_write()) else {
+                return false;
+            };
+            rest = rest.max(stream.rest_until(now));
+            true
+        });
+        self.rest = rest;
+        if rest.is_some() != before.is_some() {
+            let interest = if rest.is_some() { EventFlags::empty() } else { EventFlags::IN };
+            epoll::modify(&self.epoll, device, Door::Device.data(), interest)?;
+        }
+        Ok(())
+    }
+
     /// Sends everything and empties the outbox. Datagrams that the kernel refuses are dropped and counted; a stream whose
     /// buffer is over its bound drops the message (never the middle of one). A stream that is still connecting queues.
     pub fn send(&mut self, outbox: &mut Outbox) {
@@ -301,7 +333,10 @@ impl Doors {
                     let wanted = stream.wants_to_write();
                     match stream.send(outbox, run, &mut self.counters) {
                         Ok(()) if wanted == stream.wants_to_write() => {}
-                        Ok(()) => watch(&self.epoll, id, stream),
+                        Ok(()) => {
+                            watch(&self.epoll, id, stream);
+                            self.backlogged.insert(id);
+                        }
                         Err(gone) => self.end_later(id, gone),
                     }
                 }
@@ -383,7 +418,7 @@ impl Doors {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines.next().into_iter().chain(self.listeners.resume_at()).min()
+        self.deadlines.next().into_iter().chain(self.listeners.resume_at()).chain(self.rest).min()
     }
 
     /// Starts the clocks that came up since the last wait, and acts on those that have run out.
@@ -524,6 +559,7 @@ impl Doors {
             self.listeners.open_now -= 1;
         }
         self.deadlines.stop(id);
+        self.backlogged.remove(&id);
         self.unread.retain(|unread| *unread != id);
     }
 }

@@ -1,12 +1,12 @@
 //! One framed TCP stream: connecting, whole messages in, whole messages out, never more memory than the far end earned.
 
-use std::collections::VecDeque;
 use std::io;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
+use std::time::Instant;
 
 use socket2::Domain;
 use socket2::Protocol;
@@ -15,6 +15,7 @@ use socket2::TcpKeepalive;
 use socket2::Type;
 
 use super::Counters;
+use super::queue::Queue;
 use crate::base::transmit::Dial;
 use crate::base::transmit::Framing;
 use crate::base::transmit::Gone;
@@ -44,8 +45,6 @@ const USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Unsent bytes that the kernel may hold. Reason: two frames of 64 KiB; what is not in the kernel can still be dropped.
 const NOTSENT_LOWAT: u32 = 128 << 10;
 
-/// Bytes that may wait here for a slow far end; a message that does not fit is dropped whole.
-pub(super) const QUEUE_MAX: usize = 256 << 10;
 /// Frames handed out per turn.
 const TURN: usize = 64;
 /// Bytes handed out per turn. Reason: what is made of them is written in one go, and should still lie in the processor's
@@ -65,8 +64,8 @@ pub(super) struct Stream {
     state: State,
     framing: Framing,
     inbox: Inbox,
-    /// Bytes for the far end that the kernel has not taken; begins in the middle of a frame perhaps.
-    queue: VecDeque<u8>,
+    /// What the kernel has not taken.
+    queue: Queue,
     /// Whole frames received so far.
     frames: u64,
     /// `frames` when the unfinished-frame clock was started.
@@ -123,7 +122,15 @@ impl Stream {
     }
 
     fn new(socket: Socket, state: State, framing: Framing) -> Self {
-        Self { socket, state, framing, inbox: Inbox::default(), queue: VecDeque::new(), frames: 0, marked: 0 }
+        Self {
+            socket,
+            state,
+            framing,
+            inbox: Inbox::default(),
+            queue: Queue::default(),
+            frames: 0,
+            marked: 0,
+        }
     }
 
     /// The system's time to live from now on.
@@ -189,7 +196,7 @@ impl Stream {
                     self.inbox = Inbox::default();
                 }
                 if self.queue.is_empty() {
-                    self.queue = VecDeque::new();
+                    self.queue = Queue::default();
                 }
                 Ok(())
             }
@@ -203,7 +210,7 @@ impl Stream {
 
     /// Bytes of memory for what comes in and goes out.
     pub(super) fn memory(&self) -> usize {
-        self.inbox.bytes.len() + self.queue.capacity()
+        self.inbox.bytes.len() + self.queue.memory()
     }
 
     /// Whether a frame has begun that has not ended.
@@ -300,7 +307,7 @@ impl Stream {
         let begun = now.iter().take_while(|message| framed(message).start < end).count();
         counters.frames_out += begun as u64;
         if let Some(rest) = begun.checked_sub(1).and_then(|last| now.get(last)) {
-            self.queue.extend(outbox.bytes(end..rest.range.end));
+            self.queue.begin(outbox.bytes(end..rest.range.end));
         }
         if written < bytes.len() && self.queue.is_empty() {
             // The kernel took whole messages only: the next one waits for its turn.
@@ -313,25 +320,25 @@ impl Stream {
     }
 
     fn enqueue(&mut self, outbox: &Outbox, message: &Transmit, counters: &mut Counters) {
-        let bytes = outbox.bytes(extent(self.framing, message));
-        if self.queue.len() + bytes.len() > QUEUE_MAX {
-            counters.stream_messages_dropped += 1;
-        } else {
-            self.queue.extend(bytes);
-            counters.frames_out += 1;
-        }
+        counters.stream_messages_dropped += self.queue.push(outbox.bytes(extent(self.framing, message)));
+        counters.frames_out += 1;
     }
 
     /// The kernel takes bytes again.
     pub(super) fn flush(&mut self) -> Result<(), Gone> {
         while !self.queue.is_empty() {
-            let written = write(&self.socket, self.queue.as_slices().0)?;
+            let written = write(&self.socket, self.queue.front())?;
             if written == 0 {
                 break;
             }
-            self.queue.drain(..written);
+            self.queue.advance(written);
         }
         Ok(())
+    }
+
+    /// Until when the device should rest because too much waits here, if at all.
+    pub(super) fn rest_until(&mut self, now: Instant) -> Option<Instant> {
+        self.queue.rest_until(now)
     }
 }
 
