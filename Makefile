@@ -16,7 +16,7 @@ help:
 	@echo 'make bench       speed, delay and cost against what the machine can do and other tunnels (root, 20 minutes)'
 	@echo 'make fuzz        every fuzz target for a minute'
 	@echo 'make lab-check   every NAT of the lab against STUN clients that others wrote (root, two minutes)'
-	@echo 'make matrix      two members between every pair of NATs: what carried, how soon (root, ten minutes)'
+	@echo 'make matrix      two members between every pair of NATs: what carried, how soon (root, twenty minutes)'
 	@echo 'make lab-timing  how fast the lab is: coming, going, and its wires (root, one minute)'
 	@echo 'make lab-crash   the lab killed fifty times leaves nothing behind (root, one minute)'
 	@echo 'make lab-clean   remove namespaces that killed tests left behind (root)'
@@ -81,7 +81,7 @@ lab-check: root packages
 
 matrix: root build
 	$(BUILD) cargo build --locked -p ntcp-lab
-	$(LAB) matrix --bin $(PRODUCT) --json target/matrix.json
+	$(LAB) matrix --bin $(PRODUCT)
 
 lab-timing: root packages
 	$(BUILD) cargo build --locked -p ntcp-lab

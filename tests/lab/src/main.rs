@@ -79,15 +79,18 @@ enum Word {
         /// The ntcp-overlay binary
         #[arg(long)]
         bin: PathBuf,
-        /// Names of NATs, separated by commas; every pair of them is tried
-        #[arg(long, value_delimiter = ',', default_values_t = matrix::DEFAULT.map(str::to_owned))]
+        /// Names of NATs, separated by commas; every pair of them is tried [default: all]
+        #[arg(long, value_delimiter = ',')]
         kinds: Vec<String>,
-        /// How many labs run at once
-        #[arg(long, default_value_t = 3)]
+        /// How many labs run at once; they wait more than they work
+        #[arg(long, default_value_t = 8)]
         jobs: usize,
-        /// Where the figures go
-        #[arg(long, default_value = "target/matrix.json")]
-        json: PathBuf,
+        /// How much later one side hears from the broker than the other, like 500ms
+        #[arg(long, default_value = "0ms", value_parser = millis)]
+        skew: Duration,
+        /// Where matrix.json and matrix.svg go
+        #[arg(long, default_value = "target")]
+        out: PathBuf,
     },
     /// One pair of the matrix, kept until interrupted, to look at by hand
     Meet {
@@ -101,6 +104,9 @@ enum Word {
         /// Block UDP at both sites
         #[arg(long)]
         no_udp: bool,
+        /// How much later bob hears from the broker than alice, like 500ms
+        #[arg(long, default_value = "0ms", value_parser = millis)]
+        skew: Duration,
     },
     /// How fast the lab is: a scenario's coming and going, and what its wires carry
     Timing {
@@ -142,11 +148,17 @@ fn act(word: Word) -> Result<()> {
             bench::forward::run(&device, carrier, local, peer, listens)
         }
         Word::Check => check::run(),
-        Word::Matrix { bin, kinds, jobs, json } => matrix::run(&bin, &Plan { kinds, jobs }, &json),
-        Word::Meet { a, b, bin, no_udp } => matrix::meet(&bin, [&a, &b], !no_udp),
+        Word::Matrix { bin, kinds, jobs, skew, out } => matrix::run(&bin, &Plan { kinds, jobs, skew }, &out),
+        Word::Meet { a, b, bin, no_udp, skew } => matrix::meet(&bin, [&a, &b], !no_udp, skew),
         Word::Timing { rounds } => timing::run(rounds.max(1)),
         Word::Hold => hold(),
     }
+}
+
+/// A time in milliseconds, with its unit.
+fn millis(text: &str) -> Result<Duration, String> {
+    let number = text.strip_suffix("ms").and_then(|number| number.parse().ok());
+    number.map(Duration::from_millis).ok_or_else(|| format!("\"{text}\" is not a time like 500ms"))
 }
 
 fn hold() -> Result<()> {

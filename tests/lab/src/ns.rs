@@ -92,6 +92,11 @@ impl Namespace {
         Ok(dir)
     }
 
+    /// Where a file below this machine's own `/run` (here `run/`) or `/var/lib` (`var-lib/`) is outside of it.
+    pub fn machine_file(&self, path: &str) -> PathBuf {
+        self.lab.dir.join("machine").join(&self.name).join(path)
+    }
+
     /// What this machine's `/etc/hosts` says now.
     pub fn hosts(&self) -> String {
         fs::read_to_string(format!("/etc/netns/{}/hosts", self.full)).unwrap_or_default()

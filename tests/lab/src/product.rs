@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,6 +17,7 @@ use serde_json::Value;
 use crate::interrupt;
 use crate::ns::LIMIT;
 use crate::ns::Namespace;
+use crate::process;
 use crate::process::Output;
 use crate::process::Process;
 use crate::topology::Host;
@@ -77,7 +79,7 @@ impl Product {
             symlink(&self.bin, bin.join("ntcp-overlay"))?;
             // The real sudo would replace the path by its own; in the lab everybody is root already.
             fs::write(bin.join("sudo"), "#!/bin/sh\nexec \"$@\"\n")?;
-            std::process::Command::new("chmod").arg("755").arg(bin.join("sudo")).status()?;
+            Command::new("chmod").arg("755").arg(bin.join("sudo")).status()?;
         }
         let script = format!("PATH={}:$PATH; exec {line}", bin.display());
         let mut daemon =
@@ -137,7 +139,7 @@ impl Daemon {
             if let Some(status) = self.process.ended()? {
                 bail!("the daemon on {} ended ({status}); it said:\n{}", self.ns.name(), self.process.log());
             }
-            Ok(self.try_run(&["status", "--json"])?.status.success().then_some(()))
+            Ok(self.ask_status()?.status.success().then_some(()))
         })
         .with_context(|| format!("it said:\n{}", self.process.log()))
     }
@@ -178,7 +180,23 @@ impl Daemon {
 
     /// `status --json`.
     pub fn status(&self) -> Result<Value> {
-        Ok(serde_json::from_str(&self.run(&["status", "--json"])?)?)
+        Ok(serde_json::from_str(&self.ask_status()?.ok()?.stdout)?)
+    }
+
+    /// The daemon's control socket, as the machine outside sees it.
+    pub fn control(&self) -> PathBuf {
+        self.ns.machine_file("run/ntcp-overlay/control.sock")
+    }
+
+    /// Asks over the control socket from outside, which costs one process instead of the six that enter a machine.
+    fn ask_status(&self) -> Result<Output> {
+        let control = self.control();
+        if !control.exists() {
+            return self.try_run(&["status", "--json"]);
+        }
+        let mut command = Command::new(&self.product.bin);
+        command.args(["status", "--json", "--control"]).arg(control);
+        process::run(command, b"", LIMIT)
     }
 
     /// What `status --json` says of a peer; `None` if it does not know it.
