@@ -19,9 +19,13 @@ use std::time::Duration;
 use std::time::Instant;
 
 use ntcp_overlay::base::id::SocketId;
+use ntcp_overlay::base::id::StreamId;
+use ntcp_overlay::base::transmit::Dial;
 use ntcp_overlay::base::transmit::Outbox;
 use ntcp_overlay::base::transmit::PacketBatch;
+use ntcp_overlay::base::transmit::StreamEvent;
 use ntcp_overlay::base::transmit::Via;
+use ntcp_overlay::base::transmit::Why;
 use ntcp_overlay::device::OpenError;
 use ntcp_overlay::device::Tun;
 use ntcp_overlay::io::doors::Doors;
@@ -321,6 +325,43 @@ fn an_ordinary_datagram_above_the_mtu_is_cut_and_arrives() {
 }
 
 #[test]
+fn a_first_syn_that_dies_on_the_way_is_sent_again_and_goes_further() {
+    let Some(()) = inside(test_name!(), "") else { return };
+    let (mut tun, _netlink) = block_on(device(true));
+    let mut doors = Doors::new().unwrap();
+    let to: SocketAddr = "10.77.0.2:9".parse().unwrap();
+    let (low, usual) = (StreamId(1), StreamId(2));
+    doors.connect(low, Dial { ttl: Some(2), ..Dial::plain(to) });
+    doors.connect(usual, Dial::plain(to));
+    let syns = packets(&mut tun, 2);
+    let ttl = |syn: &Vec<u8>| syn[8];
+    assert_eq!((ttl(&syns[0]), ttl(&syns[1])), (2, 64));
+    let mut batch = PacketBatch::default();
+    for syn in &syns {
+        batch.push(&time_exceeded(syn));
+    }
+    tun.send_all(&batch);
+    #[expect(clippy::disallowed_methods, reason = "the doors want a time; no stream here reaches its deadline")]
+    let now = Instant::now();
+    let mut closed = Vec::new();
+    for _ in 0..3 {
+        doors
+            .wait(now, Some(Duration::from_millis(50)), &mut |event| {
+                if let Event::Stream { id, event: StreamEvent::Closed(gone) } = event {
+                    closed.push((id, gone.why));
+                }
+            })
+            .unwrap();
+    }
+    assert_eq!(closed, [(usual, Why::Unreachable)], "the error ends the usual one alone");
+    doors.raise_ttl(low);
+    let again = packets(&mut tun, 1);
+    let port_and_sequence = |syn: &Vec<u8>| (syn[20..22].to_vec(), syn[24..28].to_vec());
+    assert_eq!(ttl(&again[0]), 64);
+    assert_eq!(port_and_sequence(&again[0]), port_and_sequence(&syns[0]), "the same SYN");
+}
+
+#[test]
 fn without_descriptors_a_listener_rests_and_then_goes_on() {
     let Some(()) = inside(test_name!(), "") else { return };
     run("ip link set lo up");
@@ -426,6 +467,22 @@ fn answered(mut packet: Vec<u8>, head: usize, kind: u8) -> Vec<u8> {
     let sum = !fold(u32::from(!sum) + u32::from(!old) + u32::from(new));
     packet[head + 2..head + 4].copy_from_slice(&sum.to_be_bytes());
     packet
+}
+
+/// What a router answers at which a packet's time to live ends.
+fn time_exceeded(packet: &[u8]) -> Vec<u8> {
+    let mut quoted = packet[..28].to_vec();
+    quoted[8] = 1;
+    let mut icmp = [&[11, 0, 0, 0, 0, 0, 0, 0], &quoted[..]].concat();
+    let sum = internet_checksum(&icmp);
+    icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+    let len = u16::try_from(20 + icmp.len()).unwrap().to_be_bytes();
+    let mut head = vec![0x45, 0, len[0], len[1], 0, 0, 0, 0, 64, 1, 0, 0, 10, 77, 0, 9];
+    head.extend(&packet[12..16]);
+    let sum = internet_checksum(&head);
+    head[10..12].copy_from_slice(&sum.to_be_bytes());
+    head.extend(icmp);
+    head
 }
 
 fn internet_checksum(bytes: &[u8]) -> u16 {

@@ -169,6 +169,9 @@ const fn order(kind: Kind) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nat::behavior::Mapping;
+    use crate::nat::behavior::PortAssignment;
+    use crate::punch::method::Method;
 
     #[test]
     fn the_order_is_mapped_opened_local_inner_and_nothing_twice() {
@@ -214,6 +217,61 @@ mod tests {
     fn without_udp_there_is_nothing_to_check() {
         let deaf = Local { udp: false, ..local() };
         assert_eq!(udp_targets(&deaf, &[candidate(Kind::Mapped, "192.0.2.1:5")]), []);
+    }
+
+    #[test]
+    fn every_pair_of_nats_gets_the_methods_that_can_open_it() {
+        let unknown = Behavior::default();
+        let linux = Behavior {
+            mapping: Mapping::EndpointIndependent,
+            filtering: Filtering::AddressAndPortDependent,
+            ..unknown
+        };
+        let never = Behavior { filtering: Filtering::InboundNever, ..linux };
+        let step = Behavior { mapping: Mapping::SessionDependent, ports: PortAssignment::Delta(1), ..linux };
+        let random = Behavior { ports: PortAssignment::Random, ..step };
+        let restricted = Behavior { filtering: Filtering::AddressDependent, ..linux };
+        let mute = Behavior { passes: Some(false), ..linux };
+        for (a, b, wanted) in [
+            (unknown, unknown, Ok(Method::Simultaneous)),
+            (linux, linux, Ok(Method::Simultaneous)),
+            (linux, never, Ok(Method::Simultaneous)),
+            (never, never, Err(Hopeless::BothRefuseSyns)),
+            (step, linux, Ok(Method::Prediction)),
+            (step, step, Ok(Method::Prediction)),
+            (random, linux, Err(Hopeless::Unpredictable)),
+            (random, never, Err(Hopeless::Unpredictable)),
+            (random, random, Err(Hopeless::Unpredictable)),
+            (random, restricted, Ok(Method::Prediction)),
+            (random, unknown, Ok(Method::Prediction)),
+            (linux, mute, Err(Hopeless::NoTcp)),
+        ] {
+            let profile = |tcp| Profile { tcp, ..Profile::default() };
+            let (a, b) = (profile(a), profile(b));
+            let ours = choose(&a, &b, Side::Asking);
+            let theirs = choose(&b, &a, Side::Asked);
+            assert_eq!(ours.as_ref().map(|rounds| rounds[0].method).map_err(|e| *e), wanted, "{a:?} {b:?}");
+            let methods = |rounds: Result<Vec<Round>, Hopeless>| {
+                rounds.map(|rounds| rounds.iter().map(|round| round.method).collect::<Vec<_>>())
+            };
+            assert_eq!(methods(ours), methods(theirs), "both sides agree: {a:?} {b:?}");
+        }
+    }
+
+    #[test]
+    fn a_listener_of_the_peer_is_dialled_at_most_six_times() {
+        let tcp = |addr: &str| Candidate { transport: Transport::Tcp, ..candidate(Kind::Host, addr) };
+        let peer = [
+            tcp("192.168.1.2:5"),
+            candidate(Kind::Mapped, "198.51.100.1:5"),
+            tcp("127.0.0.1:5"),
+            tcp("10.77.0.3:5"),
+            tcp("[2001:db8::1]:5"),
+        ];
+        let wanted: [SocketAddr; 2] = ["192.168.1.2:5".parse().unwrap(), "[2001:db8::1]:5".parse().unwrap()];
+        assert_eq!(tcp_targets(&local(), &peer), wanted);
+        let many: Vec<Candidate> = (0..99).map(|i| tcp(&format!("192.0.2.{i}:9"))).collect();
+        assert_eq!(tcp_targets(&local(), &many).len(), MAX_DIALS);
     }
 
     fn local() -> Local {
