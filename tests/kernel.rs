@@ -341,7 +341,10 @@ fn a_first_syn_that_dies_on_the_way_is_sent_again_and_goes_further() {
         batch.push(&time_exceeded(syn));
     }
     tun.send_all(&batch);
-    #[expect(clippy::disallowed_methods, reason = "the doors want a time; no stream here reaches its deadline")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the doors want a time; no stream here reaches its deadline"
+    )]
     let now = Instant::now();
     let mut closed = Vec::new();
     for _ in 0..3 {

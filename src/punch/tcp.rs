@@ -792,8 +792,7 @@ mod tests {
         lifetime: None,
     };
     const LIMIT_OF_A_ROUND: Duration = ms(2000);
-    const BROKER: SocketAddr =
-        SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1)), 6060);
+    const BROKER: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1)), 6060);
     const KEY: [u8; 32] = [3; 32];
 
     struct Story {
@@ -845,7 +844,8 @@ mod tests {
         }
 
         fn opened(&mut self) -> Vec<(StreamId, Dial)> {
-            let opened = |order| if let StreamOrder::Open(id, dial) = order { Some((id, dial)) } else { None };
+            let opened =
+                |order| if let StreamOrder::Open(id, dial) = order { Some((id, dial)) } else { None };
             self.orders().into_iter().filter_map(opened).collect()
         }
 
