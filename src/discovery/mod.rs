@@ -10,13 +10,15 @@
 //!   used, and while ports are sampled nothing else is sent that would take a port in between.
 //! * What cannot be measured here is unknown, and the report says why ([`report::Unknown`]).
 //! * Nothing is sent but to the servers that were named, the addresses that they name as their own, and the machine's own
-//!   outer address.
+//!   outer address. [`BUDGET`] bounds how much.
 //!
 //! A survey keeps nothing afterwards and decides nothing about how to reach anybody.
 
 pub mod probe;
 pub mod question;
 pub mod report;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -28,6 +30,10 @@ use crate::base::rng::Seed;
 use crate::discovery::probe::Finding;
 use crate::discovery::probe::Probe;
 use crate::discovery::question::Question;
+
+/// Packets that a survey sends at most, repetitions of what is lost or ignored included; lifetimes come on top, 30 more.
+/// Half of it suffices where everything is answered.
+pub const BUDGET: u32 = 270;
 
 /// How much is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,6 +91,18 @@ impl Survey {
     #[must_use]
     pub fn server(&self) -> Option<SocketAddr> {
         self.servers.first().copied()
+    }
+
+    /// How much of the report stands by now: grows a few times in a survey, whenever it is worth telling others.
+    #[must_use]
+    pub fn firmness(&self) -> usize {
+        let open = Question::all(self.scope)
+            .filter(|question| !matches!(question, Question::Idle(_) | Question::Awoken(_)));
+        let is_measured =
+            open.into_iter().all(|question| !self.asked.contains(&question) || self.is_over(question));
+        let steps =
+            [self.is_sampled(), self.is_tcp_sampled(), self.is_usable(), self.is_usable() && is_measured];
+        steps.into_iter().filter(|step| *step).count()
     }
 
     /// What is going on, for people who wait.

@@ -62,6 +62,26 @@ pub enum Probe {
     Wait(Duration),
 }
 
+impl Probe {
+    /// Packets that it sends at most, those that answer the other side's included.
+    #[must_use]
+    pub const fn cost(&self) -> u32 {
+        match self {
+            Self::Udp(_) => WAITS.len() as u32,
+            Self::Trace { hops, .. } => *hops as u32,
+            // SYN, its acknowledgment, the request, the answer's acknowledgment, FIN, and its acknowledgment: more than
+            // the three SYNs of one that is not answered.
+            Self::Dial(_) => 6,
+            // The request and the answer's acknowledgment; SYN-ACK, and two more, to a connection back.
+            Self::Ask(_) => 5,
+            // The kernel's SYNs after 0, 1, 2, 3, 4, 5 and 7 s.
+            Self::Syn { .. } => 7,
+            Self::SynAck { .. } => 1,
+            Self::Listen(_) | Self::Wait(_) => 0,
+        }
+    }
+}
+
 /// A STUN message by UDP: sent, and sent again after each of [`WAITS`], until something with its transaction id arrives
 /// where it is expected.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -34,6 +34,7 @@ use crate::identity::revocation::RevocationList;
 use crate::io::doors::Doors;
 use crate::io::doors::Event;
 use crate::io::doors::Waker;
+use crate::nat::behavior::Profile;
 use crate::node::Config;
 use crate::node::Me;
 use crate::node::Node;
@@ -71,6 +72,8 @@ pub enum Command {
     Broker(Box<FromBroker>),
     /// The machine's addresses.
     Network(Vec<IpAddr>),
+    /// How the NATs in front treat UDP and TCP, as far as it was measured.
+    Profile(Box<Profile>),
     /// An operator's question and the way back.
     Request(Request, oneshot::Sender<Reply>),
     /// A stream that was to be opened elsewhere is open, and this is its near end.
@@ -348,6 +351,7 @@ impl Loop {
                 Ok(Command::LinkDown(why)) => self.node.handle_link_down(why, now, out),
                 Ok(Command::Broker(message)) => self.node.handle_broker(*message, now, out),
                 Ok(Command::Network(addrs)) => self.node.handle_network(&addrs, self.ports, now, out),
+                Ok(Command::Profile(profile)) => self.node.handle_profile(*profile, out),
                 Ok(Command::Request(request, reply)) => {
                     let _ = reply.send(self.node.handle_request(request, now, out));
                 }

@@ -34,6 +34,7 @@ use crate::device::Tun;
 use crate::engine::bridge::Bridges;
 use crate::engine::cleanup;
 use crate::engine::clock;
+use crate::engine::discovery::surveyor::Surveyor;
 use crate::engine::enroll;
 use crate::engine::link::Link;
 use crate::engine::link::LinkConfig;
@@ -127,6 +128,8 @@ async fn run_async(
     let brokers = broker_addresses(settings, &servers)?;
     let local = netlink.local_addresses(Some(&interface)).await?;
     let observers = stun_server::look_up(&settings.member.stun_servers).await;
+    let mut surveyor = Surveyor::new();
+    surveyor.handle_network(&local);
     let parts = parts(settings, &own, addrs, tun, local, observers, proxies.clone())?;
     let member = Member::start(parts, news_in)?;
     let bridges = Bridges::new(&own.anchor.der, proxies.clone(), member.commands())?;
@@ -155,6 +158,7 @@ async fn run_async(
         next_ticket: 0,
         hosts_written: false,
         connected: false,
+        surveyor,
     };
     let outcome = running.serve(control, link_events, news, &netlink, announce).await;
     running.finish();
@@ -174,6 +178,7 @@ struct Running<'a> {
     next_ticket: u64,
     hosts_written: bool,
     connected: bool,
+    surveyor: Surveyor,
 }
 
 impl Running<'_> {
@@ -212,6 +217,7 @@ impl Running<'_> {
                 _ = health.tick() => if let Err(error) = self.servers.health() {
                     break Err(error);
                 },
+                profile = self.surveyor.next() => self.member.send(Command::Profile(Box::new(profile))),
                 Some(ask) = asks.recv() => if self.on_ask(ask).await { break Ok(Exit::Ok) },
                 Some(()) = changes.next() => changed_at = Some(tokio::time::Instant::now() + CALM),
                 () = sleep_until(changed_at) => {
@@ -245,6 +251,7 @@ impl Running<'_> {
         match event {
             LinkEvent::Up { broker, broker_name, registration_key, registered, .. } => {
                 self.connected = true;
+                self.surveyor.set_servers(&registered.stun);
                 let up = LinkUp { broker, name: broker_name, key: registration_key, registered };
                 self.member.send(Command::LinkUp(Box::new(up)));
             }
@@ -331,9 +338,10 @@ impl Running<'_> {
         }
     }
 
-    async fn on_network(&self, netlink: &Netlink) {
+    async fn on_network(&mut self, netlink: &Netlink) {
         match netlink.local_addresses(Some(&self.interface)).await {
             Ok(addrs) => {
+                self.surveyor.handle_network(&addrs);
                 self.member.send(Command::Network(addrs));
                 if !self.connected {
                     let _ = self.link.retry_now();
@@ -370,6 +378,7 @@ impl Running<'_> {
         };
         let mut status = api::Status::from(*snapshot);
         status.interface = Some(self.interface.clone());
+        status.stun_servers = self.surveyor.servers().to_vec();
         self.servers.describe(&mut status).await;
         api::Reply::Status(Box::new(status))
     }

@@ -13,6 +13,7 @@
 
 pub mod directory;
 mod inbound;
+mod nat;
 mod observers;
 mod outbound;
 pub mod output;
@@ -180,6 +181,9 @@ pub struct Node {
     hosts: Vec<SocketAddr>,
     /// The same of the TCP listener.
     doors: Vec<SocketAddr>,
+    /// What the last survey of the NATs found.
+    measured: Profile,
+    /// What is known of them in all.
     profile: Profile,
     revocations: RevocationList,
     pings: Vec<pings::Ping>,
@@ -216,6 +220,7 @@ impl Node {
             local,
             hosts: Vec::new(),
             doors: Vec::new(),
+            measured: Profile::default(),
             profile: Profile::default(),
             revocations,
             pings: Vec::new(),
@@ -267,6 +272,7 @@ impl Node {
         }
         self.observers.refresh(now.instant);
         if !first {
+            self.forget_profile();
             for id in self.peers.ids() {
                 self.with_path(id, now, out, Path::handle_network_change);
             }

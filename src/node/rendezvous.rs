@@ -17,8 +17,6 @@ use crate::identity::certificate::CertError;
 use crate::identity::certificate::Certificate;
 use crate::identity::names::MemberName;
 use crate::identity::revocation::RevocationList;
-use crate::nat::behavior::Mapping;
-use crate::nat::behavior::mapping_of;
 use crate::node::Node;
 use crate::node::directory::Known;
 use crate::node::inbound::Origin;
@@ -292,33 +290,10 @@ impl Node {
         self.profile.udp.passes = match (answered, self.local.udp_blocked) {
             (true, _) => Some(true),
             (false, true) => Some(false),
-            (false, false) => None,
+            (false, false) => self.measured.udp.passes,
         };
         if self.local.udp_blocked && !before {
             tracing::info!("the broker does not answer over UDP: this network seems to block it");
-        }
-    }
-
-    /// A registration was answered, or a bind at a relay: perhaps we learnt something about our NAT.
-    pub(super) fn learn_mapping(&mut self, out: &mut Output) {
-        let Some(mapped) = self.registrations.iter().find_map(Registration::mapped) else { return };
-        let local = self.hosts.iter().find(|host| host.ip() == mapped.ip() && host.port() == mapped.port());
-        let relay = self.peers.iter().find_map(|(_, peer)| match &peer.kind {
-            Kind::Mesh(mesh) => mesh.path.relay_mapped(),
-            Kind::Stock { .. } => None,
-        });
-        let same_family = relay.filter(|seen| seen.is_ipv4() == mapped.is_ipv4());
-        let mapping =
-            mapping_of(local.copied().unwrap_or_else(|| SocketAddr::from(([0; 4], 0))), mapped, same_family);
-        let passes = Some(true);
-        if (mapping != Mapping::Unknown && mapping != self.profile.udp.mapping)
-            || self.profile.udp.passes != passes
-        {
-            self.profile.udp.passes = passes;
-            if mapping != Mapping::Unknown {
-                self.profile.udp.mapping = mapping;
-            }
-            self.announce_candidates(out);
         }
     }
 

@@ -3,6 +3,7 @@
 //! What is given out first leaves first: the first packet of a probe is sent before the next probe is taken, because a
 //! NAT's next port depends on the order. All waiting is done side by side.
 
+pub mod surveyor;
 mod tcp;
 mod udp;
 
@@ -27,7 +28,7 @@ type Tasks = JoinSet<(Question, Finding)>;
 ///
 /// # Errors
 /// When this machine has no way to the servers at all.
-pub async fn run(survey: &mut Survey, told: &mut dyn FnMut(&Survey)) -> anyhow::Result<()> {
+pub async fn run(survey: &mut Survey, told: &mut (dyn FnMut(&Survey) + Send)) -> anyhow::Result<()> {
     let Some(server) = survey.server() else { anyhow::bail!("no STUN server is known") };
     let local = local_address(server)
         .with_context(|| format!("this machine has no route to the STUN server {server}"))?;
