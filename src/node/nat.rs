@@ -56,3 +56,42 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::keys::SigningKey;
+    use crate::identity::keys::WgSecret;
+    use crate::nat::behavior::Behavior;
+    use crate::node::output::Order;
+    use crate::node::rendezvous::tests::authority;
+    use crate::node::rendezvous::tests::node;
+
+    #[test]
+    fn what_was_measured_is_announced_once_and_what_the_data_socket_knows_is_not_forgotten() {
+        let mut node = node(&authority(), &SigningKey::generate(), &WgSecret::generate());
+        node.profile.udp =
+            Behavior { passes: Some(true), mapping: Mapping::AddressAndPortDependent, ..Behavior::default() };
+        let tcp =
+            Behavior { passes: Some(true), mapping: Mapping::EndpointIndependent, ..Behavior::default() };
+        let early = Profile { udp: Behavior::default(), tcp, ..Profile::default() };
+        assert_eq!(announced(&mut node, early), Some(Profile { udp: node.profile.udp, ..early }));
+        assert_eq!(announced(&mut node, early), None, "nothing is new");
+
+        let udp = Behavior { passes: Some(false), mapping: Mapping::AddressDependent, ..Behavior::default() };
+        let told = announced(&mut node, Profile { udp, ..early }).unwrap();
+        assert_eq!(told.udp.mapping, Mapping::AddressDependent, "a survey has more views");
+        assert_eq!(told.udp.passes, Some(true), "the broker answers the data socket");
+        node.forget_profile();
+        assert_eq!(node.profile, Profile::default());
+    }
+
+    fn announced(node: &mut Node, measured: Profile) -> Option<Profile> {
+        let mut out = Output::default();
+        node.handle_profile(measured, &mut out);
+        out.orders.iter().find_map(|order| match order {
+            Order::Register(register) => Some(register.profile),
+            _ => None,
+        })
+    }
+}

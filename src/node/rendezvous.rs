@@ -510,7 +510,7 @@ fn refused_because(why: Refusal, text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Instant;
 
     use super::*;
@@ -569,7 +569,7 @@ mod tests {
         })
     }
 
-    fn node(authority: &Authority, key: &SigningKey, wg: &WgSecret) -> Node {
+    pub(in crate::node) fn node(authority: &Authority, key: &SigningKey, wg: &WgSecret) -> Node {
         let certificate = certificate(authority, key, wg.public(), SIGNED);
         let addrs = certificate.subject.addrs.unwrap();
         let me = Me { anchor: authority.anchor().clone(), certificate, addrs, wg: wg.clone() };
@@ -588,7 +588,7 @@ mod tests {
         Node::new(me, config, RevocationList::default(), Seed([0; 32]), at(SIGNED))
     }
 
-    fn authority() -> Authority {
+    pub(in crate::node) fn authority() -> Authority {
         let network = "home".parse().unwrap();
         Authority::create(&network, "10.77.0.0/16".parse().unwrap(), UnixTime::from_secs(SIGNED))
     }
