@@ -228,6 +228,7 @@ fn an_address_that_is_taken_is_named_in_the_error() {
         secret: WgSecret::new([9; 32]),
         broker_keys: Vec::new(),
         limits: Config::default(),
+        splice_ports: None,
     };
     let error = format!("{:#}", RelayServer::start(config).unwrap_err());
     assert!(error.contains(&addr.to_string()), "{error}");
@@ -305,6 +306,7 @@ impl Running {
             secret: secret.clone(),
             broker_keys: vec![broker.public()],
             limits: Config::default(),
+            splice_ports: None,
         };
         Self { handle: RelayServer::start(config).unwrap(), secret, broker, token_secs }
     }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -36,6 +37,7 @@ use super::settings::Overrides;
 use super::settings::ProxyChoice;
 use super::settings::RELAY_PORT;
 use super::settings::Relay;
+use super::settings::SPLICE_PORTS;
 use super::settings::STUN_PORT;
 use super::settings::Secret;
 use super::settings::Settings;
@@ -255,8 +257,21 @@ impl Source<'_> {
             )?,
             max_sessions,
             bytes_per_second: relay.bytes_per_second.filter(|rate| *rate != 0),
+            splice_ports: self.splice_ports(relay.splice_ports.as_deref())?,
             brokers: self.endpoints("relay.brokers", relay.brokers.as_deref(), BROKER_PORT, MAX_BROKERS)?,
         })
+    }
+
+    fn splice_ports(&self, text: Option<&str>) -> Result<Option<RangeInclusive<u16>>, ConfigError> {
+        let Some(text) = text else { return Ok(Some(SPLICE_PORTS)) };
+        if text == "none" {
+            return Ok(None);
+        }
+        let ends = text.split_once('-').and_then(|(low, high)| Some((low.parse().ok()?, high.parse().ok()?)));
+        match ends {
+            Some((low, high)) if 1024 <= low && low < high => Ok(Some(low..=high)),
+            _ => Err(self.wrong("relay.splice_ports", "must be \"LOW-HIGH\", 1024 or above, or \"none\"")),
+        }
     }
 
     fn stun(&self, stun: &file::Stun) -> Result<Stun, ConfigError> {

@@ -33,7 +33,7 @@ fn an_empty_file_gives_the_defaults() {
     assert_eq!((s.broker.enabled, s.relay.enabled, s.stun.enabled), (None, None, false));
     let listen: Vec<_> = s.broker.listen.iter().map(|l| (l.addr.to_string(), l.optional)).collect();
     assert_eq!(listen, [("0.0.0.0:6060".to_owned(), false), ("[::]:6060".to_owned(), true)]);
-    assert_eq!(s.relay.bytes_per_second, None);
+    assert_eq!((s.relay.bytes_per_second, s.relay.splice_ports), (None, Some(20_000..=20_999)));
 }
 
 #[test]
@@ -200,6 +200,17 @@ fn a_stock_wireguard_peer_is_read_with_its_preshared_key() {
     assert_eq!(peer.addresses[0].to_string(), "10.77.255.1/32");
     assert_eq!((peer.endpoint, peer.persistent_keepalive), ("192.0.2.1:51820".parse().ok(), Some(25)));
     assert!(!format!("{peer:?}").contains(KEY));
+}
+
+#[test]
+fn splice_ports_are_a_range_or_none() {
+    let ports = |text: &str| settings(&format!("[relay]\nsplice_ports = \"{text}\"")).relay.splice_ports;
+    assert_eq!(ports("30000-31999"), Some(30_000..=31_999));
+    assert_eq!(ports("none"), None);
+    for text in ["", "5", "9-5", "80-90", "1-70000", "2000-"] {
+        let error = problem(&format!("[relay]\nsplice_ports = \"{text}\""));
+        assert!(error.contains("line 2, column 16: `splice_ports` must be"), "{text}: {error}");
+    }
 }
 
 #[test]

@@ -81,6 +81,7 @@ sections! {
         advertise: Vec<String>,
         max_sessions: u32,
         bytes_per_second: u64,
+        splice_ports: String,
         brokers: Vec<String>,
     }
     /// `[stun]`

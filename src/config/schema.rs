@@ -92,6 +92,7 @@ pub const SECTIONS: &[Section] = &[
             ("advertise", Texts),
             ("max_sessions", Whole(u32::MAX as u64)),
             ("bytes_per_second", Whole(ANY)),
+            ("splice_ports", Text),
             ("brokers", Texts),
         ],
     },

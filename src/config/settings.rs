@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -33,9 +34,12 @@ pub const DEFAULT_INTERFACE: &str = "ntcp%d";
 /// 1408; 1380 leaves 28 for one more tunnel on the way.
 pub const DEFAULT_MTU: u16 = 1380;
 /// IPv6 needs 1280 (RFC 8200 5); more than 1420 does not fit into Ethernet together with the outer headers.
-pub const MTU_RANGE: std::ops::RangeInclusive<u16> = 1280..=1420;
+pub const MTU_RANGE: RangeInclusive<u16> = 1280..=1420;
 /// The broker's port, TCP and UDP.
 pub const BROKER_PORT: u16 = 6060;
+/// TCP ports at which a relay's kernel splices sessions, two for each and source address. Reason: below the ports that Linux
+/// dials from (32768 and up), above those that services are usually given.
+pub const SPLICE_PORTS: RangeInclusive<u16> = 20_000..=20_999;
 /// The relay's port, TCP and UDP.
 pub const RELAY_PORT: u16 = 6061;
 /// The STUN role's port (RFC 8489 18.6).
@@ -171,6 +175,8 @@ pub struct Relay {
     pub max_sessions: u32,
     /// Bytes a second and session; `None` is no limit.
     pub bytes_per_second: Option<u64>,
+    /// TCP ports at which the kernel splices sessions; `None`: it does not.
+    pub splice_ports: Option<RangeInclusive<u16>>,
     /// Brokers to report to, if it does not live in a broker's process.
     pub brokers: Vec<BrokerAddr>,
 }

@@ -189,7 +189,8 @@ pub struct Path {
     pub method: Option<String>,
     /// The relay's name.
     pub relay: Option<String>,
-    /// `udp` or `tcp`: how this side reaches the relay.
+    /// `udp` or `tcp`: how this side reaches the relay; `splice`: one TCP connection to the peer, which the relay's kernel
+    /// readdresses.
     pub relay_transport: Option<String>,
 }
 
@@ -496,11 +497,11 @@ impl From<PathKind> for Path {
                 method: Some(method.name().to_owned()),
                 ..none
             },
-            PathKind::Relay { name, tcp, endpoint } => Self {
+            PathKind::Relay { name, by, endpoint } => Self {
                 kind: Kind::Relay,
                 endpoint: Some(endpoint),
                 relay: Some(name.to_string()),
-                relay_transport: Some(if tcp { "tcp" } else { "udp" }.to_owned()),
+                relay_transport: Some(by.word().to_owned()),
                 ..none
             },
             PathKind::None => none,
@@ -610,6 +611,7 @@ mod tests {
     use crate::base::time::UnixTime;
     use crate::identity::keys::WgPublic;
     use crate::nat::behavior::Profile;
+    use crate::path::RelayedBy;
 
     fn snapshot() -> Snapshot {
         let peer = PeerStatus {
@@ -620,7 +622,7 @@ mod tests {
             stock: false,
             path: PathKind::Relay {
                 name: "hub".parse().unwrap(),
-                tcp: false,
+                by: RelayedBy::Udp,
                 endpoint: "203.0.113.1:6061".parse().unwrap(),
             },
             activity: Activity::Active,

@@ -1,7 +1,8 @@
 //! `down --cleanup`: takes back what a daemon that was killed left behind.
 //!
 //! Little can be left: the device, its addresses and its routes vanish with the process, and the control socket is
-//! replaced at the next start. What stays is the block of names in the hosts file.
+//! replaced at the next start. What stays is the block of names in the hosts file, and a relay's table in
+//! nf_tables.
 
 use std::path::Path;
 
@@ -9,7 +10,9 @@ use anyhow::Context as _;
 
 use crate::config::credentials;
 use crate::engine::membership::MEMBER;
+use crate::engine::membership::RELAY;
 use crate::io::hosts;
+use crate::io::splice;
 
 /// The hosts file that names go into (`member.hosts_file`).
 pub const HOSTS: &str = "/etc/hosts";
@@ -19,6 +22,16 @@ pub const HOSTS: &str = "/etc/hosts";
 /// # Errors
 /// Whatever could not be removed.
 pub fn run(state_dir: &Path) -> anyhow::Result<Vec<String>> {
+    let mut removed = names(state_dir)?;
+    if credentials::is_enrolled(&state_dir.join(RELAY))
+        && splice::remove_leftovers().context("removing the relay's table in nf_tables")?
+    {
+        removed.push("the relay's table in nf_tables".to_owned());
+    }
+    Ok(removed)
+}
+
+fn names(state_dir: &Path) -> anyhow::Result<Vec<String>> {
     let member = state_dir.join(MEMBER);
     if !credentials::is_enrolled(&member) {
         return Ok(Vec::new());

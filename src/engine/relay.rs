@@ -1,15 +1,18 @@
-//! The relay's thread: moves bytes between its sockets and `relay::server`, copying them in user space.
+//! The relay's thread: moves bytes between its sockets and `relay::server`, and has the kernel splice what it orders.
 //!
 //! It runs apart from everything else, so that a busy relay delays no broker and no member in the same process, and the
 //! other way round. Commands come through a channel and a wake-up; figures go out through a shared copy.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::os::fd::AsFd as _;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::Context as _;
 
@@ -21,10 +24,18 @@ use crate::identity::keys::WgSecret;
 use crate::io::doors::Doors;
 use crate::io::doors::Event;
 use crate::io::doors::Waker;
+use crate::io::splice::Splicer;
+use crate::io::splice::SplicerConfig;
 use crate::relay::server::Config;
 use crate::relay::server::Relay;
+use crate::relay::server::SessionView;
 use crate::relay::server::Stats;
+use crate::relay::splices::Kernel;
+use crate::relay::splices::Order;
 use crate::wire::dress::Dress;
+
+/// How long somebody who asks for the sessions waits for the relay's thread. Reason: a turn takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a relay needs to run.
 #[derive(Debug)]
@@ -37,6 +48,8 @@ pub struct RelayConfig {
     pub broker_keys: Vec<[u8; 32]>,
     /// What it gives at most.
     pub limits: Config,
+    /// TCP ports at which the kernel may splice sessions; `None`: it does not.
+    pub splice_ports: Option<RangeInclusive<u16>>,
 }
 
 /// A relay that runs; it stops when this is dropped.
@@ -46,6 +59,7 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     waker: Waker,
     stats: Arc<Mutex<Stats>>,
+    no_kernel: Option<String>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
@@ -53,6 +67,7 @@ pub struct Handle {
 enum Command {
     AuthoriseBroker([u8; 32]),
     Adopt(OwnedFd, SocketAddr),
+    List(usize, mpsc::Sender<Vec<SessionView>>),
     Stop,
 }
 
@@ -86,11 +101,20 @@ impl RelayServer {
         let mut relay = Relay::new(config.limits, config.secret, clock::seed(), clock::now());
         config.broker_keys.into_iter().for_each(|key| relay.authorise_broker(key));
 
+        let splicer = start_splicer(config.splice_ports, &addrs, config.limits.max_sessions);
+        let no_kernel = splicer.as_ref().err().map(ToString::to_string);
+        let splicer = splicer.ok();
+        if let Some((splicer, kernel)) = &splicer {
+            relay.set_kernel(kernel.clone());
+            doors.watch_device(splicer.as_fd()).context("the relay's view of its network device")?;
+        }
+        let splicer = splicer.map(|(splicer, _)| splicer);
+
         let (commands, inbox) = mpsc::channel();
         let (waker, stats) = (doors.waker(), Arc::new(Mutex::new(Stats::default())));
         let shared = Arc::clone(&stats);
         let work = move || {
-            let result = run(doors, relay, &inbox, &shared);
+            let result = run(doors, relay, splicer.as_ref(), &inbox, &shared);
             if let Err(why) = &result {
                 tracing::error!(error = format!("{why:#}"), "the relay has stopped");
             }
@@ -98,8 +122,24 @@ impl RelayServer {
         };
         let thread = std::thread::Builder::new().name("relay".to_owned()).spawn(work)?;
         tracing::info!(?addrs, "relay listens");
-        Ok(Handle { addrs, commands, waker, stats, thread: Some(thread) })
+        Ok(Handle { addrs, commands, waker, stats, no_kernel, thread: Some(thread) })
     }
+}
+
+/// The kernel backend, and what the thinking half has to know of it; or why there is none.
+fn start_splicer(
+    ports: Option<RangeInclusive<u16>>,
+    addrs: &[SocketAddr],
+    sessions: usize,
+) -> anyhow::Result<(Splicer, Kernel)> {
+    let ports = ports.context("switched off by relay.splice_ports")?;
+    let listen = addrs.iter().map(SocketAddr::ip).collect();
+    let splicer = Splicer::start(&SplicerConfig { listen, ports: ports.clone(), sessions })
+        .inspect_err(|error| tracing::info!(%error, "the relay copies in user space"))?;
+    let (device, mtu) = splicer.device();
+    tracing::info!(device, ?ports, "the relay's kernel splices TCP");
+    let kernel = Kernel { ports, here: splicer.here().to_vec(), mtu };
+    Ok((splicer, kernel))
 }
 
 impl Handle {
@@ -123,6 +163,20 @@ impl Handle {
     #[must_use]
     pub fn stats(&self) -> Stats {
         *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the kernel splices no session here, if it does not.
+    #[must_use]
+    pub fn no_kernel(&self) -> Option<&str> {
+        self.no_kernel.as_deref()
+    }
+
+    /// What carries which session, and why: at most `most` of them. Waits for the relay's thread, a moment at most.
+    #[must_use]
+    pub fn sessions(&self, most: usize) -> Vec<SessionView> {
+        let (answer, answered) = mpsc::channel();
+        self.command(Command::List(most, answer));
+        answered.recv_timeout(PATIENCE).unwrap_or_default()
     }
 
     /// Whether the thread is alive; if not, [`Handle::shutdown`] tells why.
@@ -163,6 +217,7 @@ impl Drop for Handle {
 fn run(
     mut doors: Doors,
     mut relay: Relay,
+    splicer: Option<&Splicer>,
     inbox: &mpsc::Receiver<Command>,
     shared: &Mutex<Stats>,
 ) -> anyhow::Result<()> {
@@ -170,7 +225,7 @@ fn run(
     let mut now = clock::now();
     loop {
         let timeout = relay.poll_timeout().map(|at| at.saturating_duration_since(now.instant));
-        let mut fresh = None;
+        let (mut fresh, mut tapped) = (None, false);
         let mut on = |event: Event<'_>| {
             let now = *fresh.get_or_insert_with(clock::now);
             match event {
@@ -181,11 +236,15 @@ fn run(
                     StreamEvent::Frame(bytes) => relay.handle_frame(id, bytes, now, &mut out),
                     StreamEvent::Closed(_) => relay.handle_stream_closed(id),
                 },
-                Event::Device | Event::Woken => {}
+                Event::Device => tapped = true,
+                Event::Woken => {}
             }
         };
         doors.wait(now.instant, timeout, &mut on).context("waiting for the relay's sockets failed")?;
         now = fresh.unwrap_or_else(clock::now);
+        if let Some(splicer) = splicer.filter(|_| tapped) {
+            splicer.read(|packet| relay.handle_tapped(packet, now, &mut out));
+        }
         while let Ok(command) = inbox.try_recv() {
             match command {
                 Command::AuthoriseBroker(key) => relay.authorise_broker(key),
@@ -195,15 +254,47 @@ fn run(
                         relay.handle_stream_accepted(id, from, now);
                     }
                 }
+                Command::List(most, answer) => {
+                    // Whoever does not wait any more needs no answer.
+                    let _ = answer.send(relay.sessions(most));
+                }
                 Command::Stop => return Ok(()),
             }
         }
         relay.handle_timeout(now);
+        if let Some(splicer) = splicer {
+            obey(&mut relay, splicer);
+        }
         // Before anything leaves: whoever has got a message finds it counted.
         *shared.lock().unwrap_or_else(PoisonError::into_inner) = relay.stats();
         doors.send(&mut out);
         while let Some(id) = relay.poll_close() {
             doors.close(id);
+        }
+    }
+}
+
+/// Carries out what the relay orders of its kernel.
+fn obey(relay: &mut Relay, splicer: &Splicer) {
+    while let Some(order) = relay.poll_order() {
+        match order {
+            Order::Splice { number, pair } => {
+                let done = splicer.splice(number, &pair);
+                if let Err(error) = &done {
+                    tracing::warn!(%error, "the kernel splices a session not: it is copied in user space");
+                }
+                relay.handle_spliced(number, done.is_ok());
+            }
+            Order::Release { number, pair } => {
+                if let Err(error) = splicer.release(number, &pair) {
+                    tracing::warn!(%error, "the kernel has kept a session that is over");
+                }
+            }
+            Order::Send { to, packet } => {
+                if let Err(error) = splicer.send(to, &packet) {
+                    tracing::debug!(%error, "a packet of the relay's was not sent");
+                }
+            }
         }
     }
 }

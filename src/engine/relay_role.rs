@@ -132,7 +132,9 @@ pub async fn start(
         // One port for both: the broker's listener hands over who asks for the relay.
         listen.retain(|at| !beside.broker.web_ports().contains(&at.port()));
     }
-    let config = RelayConfig { listen, secret: own.wg.clone(), broker_keys: Vec::new(), limits };
+    let splice_ports = settings.relay.splice_ports.clone();
+    let config =
+        RelayConfig { listen, secret: own.wg.clone(), broker_keys: Vec::new(), limits, splice_ports };
     let handle = Arc::new(RelayServer::start(config)?);
     let entry = Arc::new(Entry::new(Arc::clone(&handle), &own)?);
     let web = handle.addrs().iter().filter(|at| Dress::of(at.port()).is_web());

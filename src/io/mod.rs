@@ -1,5 +1,7 @@
-//! Floor 3, acting: the kernel's doors for bytes, and its tables. See [`doors::Doors`], [`netlink::Netlink`], [`hosts`].
+//! Floor 3, acting: the kernel's doors for bytes, and its tables. See [`doors::Doors`], [`netlink::Netlink`], [`hosts`],
+//! [`splice::Splicer`].
 
 pub mod doors;
 pub mod hosts;
 pub mod netlink;
+pub mod splice;

@@ -63,6 +63,7 @@ use crate::node::observers::Observers;
 use crate::node::output::Notice;
 use crate::node::output::Order;
 use crate::node::output::Output;
+use crate::node::peers::Announced;
 use crate::node::peers::Kind;
 use crate::node::peers::Mesh;
 use crate::node::peers::Peer;
@@ -547,23 +548,20 @@ impl Node {
     fn announce_path(&mut self, id: PeerId, now: Now, out: &mut Output) -> bool {
         let Some(peer) = self.peers.get_mut(id) else { return false };
         let leg = peer.leg();
-        if peer.announced == leg {
+        if peer.announced.map(|old| old.leg) == leg {
             return false;
         }
+        let direct = matches!(&peer.kind, Kind::Mesh(mesh) if mesh.path.is_direct());
         let idle = matches!(&peer.kind, Kind::Mesh(mesh) if !mesh.path.is_active(now.instant));
         let why = match (peer.announced, leg) {
             (None, _) => "connected",
             (Some(_), None) if idle => "idle: no traffic lately",
             (Some(_), None) => "no way left that answers",
-            (Some(old), Some(new)) if old.channel.is_none() && new.channel.is_some() => {
-                "the direct path went silent"
-            }
-            (Some(old), Some(new)) if old.channel.is_some() && new.channel.is_none() => {
-                "a direct path was found"
-            }
+            (Some(Announced { direct: true, .. }), Some(_)) if !direct => "the direct path went silent",
+            (Some(Announced { direct: false, .. }), Some(_)) if direct => "a direct path was found",
             (Some(_), Some(_)) => "a better way was found",
         };
-        peer.announced = leg;
+        peer.announced = leg.map(|leg| Announced { leg, direct });
         let path = snapshot::path_kind(peer);
         out.notices.push_back(Notice::Path { peer: peer.name.clone(), path, why: why.to_owned() });
         leg.is_some()

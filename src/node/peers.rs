@@ -32,6 +32,15 @@ const MAX_ATTEMPTS: usize = 8;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PeerId(pub u32);
 
+/// A way that `status` and the log were told of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Announced {
+    /// The way.
+    pub leg: Leg,
+    /// Whether it was a direct one then.
+    pub direct: bool,
+}
+
 /// One peer.
 #[derive(Debug)]
 pub struct Peer {
@@ -48,7 +57,7 @@ pub struct Peer {
     /// Payload bytes sent.
     pub tx_bytes: u64,
     /// What `status` and the log were last told.
-    pub announced: Option<Leg>,
+    pub announced: Option<Announced>,
     index: SessionIndex,
     waiting: VecDeque<(Instant, Vec<u8>)>,
     initiated: Option<Instant>,

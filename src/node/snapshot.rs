@@ -105,7 +105,7 @@ pub(super) fn path_kind(peer: &Peer) -> PathKind {
         Kind::Mesh(mesh) => match mesh.path.carrier() {
             Carrier::DirectUdp(to) => PathKind::DirectUdp(to),
             Carrier::DirectTcp(to, method) => PathKind::DirectTcp(to, method),
-            Carrier::Relay { name, tcp, endpoint } => PathKind::Relay { name: name.clone(), tcp, endpoint },
+            Carrier::Relay { name, by, endpoint } => PathKind::Relay { name: name.clone(), by, endpoint },
             Carrier::None => PathKind::None,
         },
         Kind::Stock { endpoint } => endpoint.map_or(PathKind::None, PathKind::DirectUdp),

@@ -12,6 +12,7 @@ use crate::identity::names::MemberName;
 use crate::identity::names::NetworkName;
 use crate::nat::behavior::Profile;
 use crate::nat::candidate::Candidate;
+use crate::path::RelayedBy;
 use crate::punch::method::Method;
 
 /// What carries traffic to a peer now.
@@ -25,8 +26,8 @@ pub enum PathKind {
     Relay {
         /// The relay's name.
         name: MemberName,
-        /// Whether this side reaches the relay by TCP (otherwise UDP).
-        tcp: bool,
+        /// How this side uses it.
+        by: RelayedBy,
         /// The relay's endpoint.
         endpoint: SocketAddr,
     },
@@ -41,8 +42,10 @@ impl PathKind {
         match self {
             Self::DirectUdp(_) => "direct over UDP".to_owned(),
             Self::DirectTcp(_, method) => format!("direct over TCP ({})", method.name()),
-            Self::Relay { name, tcp, .. } => {
-                format!("relay {name} over {}", if *tcp { "TCP" } else { "UDP" })
+            Self::Relay { name, by: RelayedBy::Udp, .. } => format!("relay {name} over UDP"),
+            Self::Relay { name, by: RelayedBy::Tcp, .. } => format!("relay {name} over TCP"),
+            Self::Relay { name, by: RelayedBy::Splice, .. } => {
+                format!("relay {name}, spliced over TCP")
             }
             Self::None => "none".to_owned(),
         }
@@ -169,7 +172,7 @@ mod tests {
     #[test]
     fn a_path_in_the_log_names_no_address() {
         let endpoint = "203.0.113.5:4242".parse().unwrap();
-        let relay = PathKind::Relay { name: "hub".parse().unwrap(), tcp: true, endpoint };
+        let relay = PathKind::Relay { name: "hub".parse().unwrap(), by: RelayedBy::Tcp, endpoint };
         assert_eq!(relay.kind(), "relay hub over TCP");
         assert_eq!(PathKind::DirectUdp(endpoint).kind(), "direct over UDP");
     }

@@ -18,6 +18,7 @@ pub mod effort;
 pub mod health;
 pub mod leg;
 mod relays;
+mod splice;
 mod streams;
 mod terms;
 mod ways;
@@ -55,6 +56,7 @@ pub use terms::Carrier;
 pub use terms::Ctx;
 pub use terms::Introduction;
 pub use terms::RelayGrant;
+pub use terms::RelayedBy;
 pub use terms::Transport;
 
 /// Introductions whose keys are believed even if no way uses them: both sides may ask at once, twice, and each may keep
@@ -129,8 +131,8 @@ impl Path {
 
     /// An authentic message of the peer's tunnel came by `leg`.
     pub fn handle_heard(&mut self, leg: Leg, now: Instant) {
-        if leg.channel.is_some()
-            && let Some(direct) = self.carrier.filter(|carrier| carrier.channel.is_none())
+        if self.relays.owns(leg)
+            && let Some(direct) = self.carrier.filter(|carrier| !self.relays.owns(*carrier))
             && let Some(health) = self.health_mut(direct)
         {
             health.on_deserted(now);
@@ -223,7 +225,7 @@ impl Path {
             Check::Request(transaction) => {
                 self.heard(leg, now);
                 leg.push(ctx.outbox, &keys.success(transaction, leg.to));
-                if leg.channel.is_none() {
+                if !self.relays.owns(leg) {
                     self.ways.meet(leg, &keys, self.carrier, now);
                     if let Some(attempt) = self.attempts.iter_mut().find(|a| a.keys().attempt() == attempt)
                         && matches!(leg.via, Via::Udp(_))
@@ -396,8 +398,12 @@ impl Path {
     pub fn carrier(&self) -> Carrier<'_> {
         let Some(leg) = self.carrier else { return Carrier::None };
         if let Some(name) = self.relays.name_of(leg) {
-            let tcp = matches!(leg.via, Via::Stream(_));
-            return Carrier::Relay { name, tcp, endpoint: leg.to };
+            let by = match leg.via {
+                _ if self.relays.is_spliced(leg) => RelayedBy::Splice,
+                Via::Udp(_) => RelayedBy::Udp,
+                Via::Stream(_) => RelayedBy::Tcp,
+            };
+            return Carrier::Relay { name, by, endpoint: leg.to };
         }
         match leg.via {
             Via::Udp(_) => Carrier::DirectUdp(leg.to),
@@ -415,7 +421,7 @@ impl Path {
     /// Whether a direct way carries.
     #[must_use]
     pub fn is_direct(&self) -> bool {
-        self.carrier.is_some_and(|leg| leg.channel.is_none())
+        self.carrier.is_some_and(|leg| !self.relays.owns(leg))
     }
 
     /// Whether there was traffic lately.
@@ -540,7 +546,7 @@ impl Path {
             .filter(|a| a.keys().attempt() == keys.attempt())
             .find_map(|a| a.handle_success(transaction, now));
         // The answer must come from where the question went, or the way is not symmetric (RFC 8445 7.2.5.2.1).
-        let Some(found) = found.filter(|found| found.to == leg.to && leg.channel.is_none()) else {
+        let Some(found) = found.filter(|found| found.to == leg.to && !self.relays.owns(leg)) else {
             return false;
         };
         self.ways.meet(leg, keys, self.carrier, now);
@@ -583,11 +589,12 @@ impl Path {
 
     /// Whether the owner wants traffic there at all.
     fn is_wanted(&self, leg: Leg) -> bool {
-        match (leg.channel, leg.via, self.transport) {
-            (Some(_), ..) | (None, _, Transport::Auto) => true,
-            (None, Via::Udp(_), transport) => transport == Transport::Udp,
-            (None, Via::Stream(_), transport) => transport == Transport::Tcp,
-        }
+        self.relays.owns(leg)
+            || match (leg.via, self.transport) {
+                (_, Transport::Auto) => true,
+                (Via::Udp(_), transport) => transport == Transport::Udp,
+                (Via::Stream(_), transport) => transport == Transport::Tcp,
+            }
     }
 
     /// With a direct way, attempts at others are over.
@@ -611,7 +618,7 @@ impl Path {
             }
         }
         self.settle_streams(now);
-        let settled = self.carrier.is_some_and(|leg| leg.channel.is_none() && self.is_proven(leg));
+        let settled = self.carrier.is_some_and(|leg| !self.relays.owns(leg) && self.is_proven(leg));
         self.relays.drive(settled, self.carrier, ctx);
         if let Some(why) = self.relays.take_trouble() {
             self.trouble.get_or_insert(why);
@@ -667,7 +674,7 @@ impl Path {
         };
         // What had worked is lost: earlier failures say nothing about now. What never worked is a failure of its own.
         let worked = self.health(old).is_none_or(Health::is_proven);
-        let fell = old.channel.is_none() && chosen.is_some_and(|leg| leg.channel.is_some());
+        let fell = !self.relays.owns(old) && chosen.is_some_and(|leg| self.relays.owns(leg));
         if worked && (fell || chosen.is_none()) {
             self.effort = self.effort.refreshed(now);
         }

@@ -1,5 +1,6 @@
 //! The relay sessions to one peer: bound one after another until the peer is met in one.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use crate::path::RelayGrant;
 use crate::path::health::Duty;
 use crate::path::health::Health;
 use crate::path::leg::Leg;
+use crate::path::splice::Splice;
 use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
 use crate::punch::plan;
@@ -38,6 +40,8 @@ pub(super) struct Relays {
     reserve: Option<Reserve>,
     orders: VecDeque<StreamOrder>,
     trouble: Option<String>,
+    /// A direct way is proven: no gate is dialled.
+    settled: bool,
 }
 
 #[derive(Debug)]
@@ -46,17 +50,23 @@ struct Session {
     keys: PairKeys,
     side: client::Side,
     bound: Option<(Leg, Health)>,
+    splice: Splice,
+    /// The other side has called us to its gate.
+    summoned: bool,
     /// Whether the peer was heard in this session.
     met: bool,
     /// It went silent, and the relay was asked whether it still knows us.
     doubted: bool,
     born: Instant,
+    /// Which of the relays of its introduction: the first to use, the others in case it fails.
+    rank: u8,
 }
 
 /// The other relays of the newest introduction.
 #[derive(Debug)]
 struct Reserve {
     due: Instant,
+    rank: u8,
     keys: PairKeys,
     grants: VecDeque<RelayGrant>,
 }
@@ -72,17 +82,19 @@ impl Relays {
     ) {
         let mut grants = VecDeque::from(grants);
         match grants.pop_front() {
-            Some(grant) => self.open(&grant, keys.clone(), carrier, ctx),
+            Some(grant) => self.open(&grant, 0, keys.clone(), carrier, ctx),
             None if carrier.is_none() => self.trouble = Some("the network has no relay".to_owned()),
             None => {}
         }
         let due = ctx.now.instant + NEXT_AFTER;
-        self.reserve = (!grants.is_empty()).then(|| Reserve { due, keys: keys.clone(), grants });
+        self.reserve = (!grants.is_empty()).then(|| Reserve { due, rank: 1, keys: keys.clone(), grants });
     }
 
     /// Lets time pass in every session, and sends what is due; `settled` if a relay is not needed any more.
     pub(super) fn drive(&mut self, settled: bool, carrier: Option<Leg>, ctx: &mut Ctx<'_>) {
+        self.settled = settled;
         self.open_reserve(settled, carrier, ctx);
+        let best = self.best_session(true).map(|session| session.born);
         for session in &mut self.sessions {
             session.doubt(ctx.now);
             if let Some(client::Event::Lost(why)) = session.side.handle_timeout(ctx.now) {
@@ -91,9 +103,7 @@ impl Relays {
             while let Some(order) = session.side.poll_order() {
                 self.orders.push_back(match order {
                     client::Order::Open(to) => {
-                        let id = StreamId(*ctx.next_stream);
-                        // The top half of the range is the doors' own, for accepted streams.
-                        *ctx.next_stream = (*ctx.next_stream + 1) & 0x7fff_ffff;
+                        let id = next_stream(ctx);
                         session.side.on_stream_named(id);
                         StreamOrder::Open(id, Dial::plain(to))
                     }
@@ -103,6 +113,7 @@ impl Relays {
             while let Some((via, to, message)) = session.side.poll_transmit() {
                 ctx.outbox.push(via, to, &message);
             }
+            session.drive_splice(!settled && best == Some(session.born), &mut self.orders, ctx);
         }
         self.sync(ctx.now.instant);
         self.sessions.retain(|session| !session.is_lost());
@@ -112,11 +123,13 @@ impl Relays {
     pub(super) fn probe(&mut self, carrier: Option<Leg>, numbers: &mut Numbers, ctx: &mut Ctx<'_>) {
         let now = ctx.now.instant;
         for session in &mut self.sessions {
-            let Some((leg, health)) = &mut session.bound else { continue };
-            if health.next_probe(Duty::of(*leg, carrier)) <= now {
-                let id = numbers.next(ctx.rng);
-                leg.push(ctx.outbox, &session.keys.request(id, 0));
-                health.on_probe(id, now);
+            let bound = session.bound.as_mut().map(|(leg, health)| (*leg, health));
+            for (leg, health) in bound.into_iter().chain(session.splice.way_mut()) {
+                if health.next_probe(Duty::of(leg, carrier)) <= now {
+                    let id = numbers.next(ctx.rng);
+                    leg.push(ctx.outbox, &session.keys.request(id, 0));
+                    health.on_probe(id, now);
+                }
             }
         }
     }
@@ -129,14 +142,28 @@ impl Relays {
         received: &stun::Received<'_>,
         now: Now,
     ) -> bool {
-        let mut events = self.sessions.iter_mut().map(|s| s.side.handle_response(via, from, received, now));
-        let answered = events.any(|event| event.is_some());
+        let mut answered = false;
+        for session in &mut self.sessions {
+            let event = session.side.handle_response(via, from, received, now);
+            if event == Some(client::Event::Summoned) {
+                session.splice.on_summoned(now.instant);
+                session.summoned = true;
+            }
+            answered |= event.is_some();
+        }
         self.sync(now.instant);
         answered
     }
 
     /// What became of a stream of ours.
     pub(super) fn handle_stream(&mut self, id: StreamId, news: Result<(), Gone>, now: Now) {
+        let spliced = |s: &mut Session| s.splice.handle_stream(id, news.is_ok(), now.instant);
+        if let Some(session) = self.sessions.iter_mut().find_map(|s| spliced(s).then_some(s)) {
+            if news.is_err() {
+                session.fall_back(now.instant);
+            }
+            return;
+        }
         let news =
             news.map_or_else(|gone| client::StreamNews::Closed(gone.text), |()| client::StreamNews::Opened);
         let Some(session) = self.sessions.iter_mut().find(|s| s.side.owns_stream(id)) else { return };
@@ -155,26 +182,51 @@ impl Relays {
 
     /// The peer was heard by `leg`.
     pub(super) fn on_heard(&mut self, leg: Leg) {
-        if let Some(session) = self.sessions.iter_mut().find(|session| session.is_bound_to(leg)) {
+        if let Some(session) = self.sessions.iter_mut().find(|session| session.owns(leg)) {
             session.met = true;
         }
     }
 
-    /// The newest session that works and in which the peer was met (or, without `met`, was not yet).
+    /// The best way of the best session that works and in which the peer was met (or, without `met`, was not yet): the
+    /// kernel's where it is proven, else the channel.
     pub(super) fn best(&self, met: bool) -> Option<Leg> {
-        let fit = self.sessions.iter().filter(|session| session.met == met);
-        let bound = fit.filter_map(|s| s.bound.as_ref().map(|(leg, health)| (s.born, *leg, health)));
-        bound.filter(|(_, _, health)| !health.is_dead()).max_by_key(|(born, ..)| *born).map(|(_, leg, _)| leg)
+        let session = self.best_session(met)?;
+        session.splice.proven().or(session.bound.as_ref().map(|(leg, _)| *leg))
     }
 
-    /// Drops what is no longer worth its probes, or all. Beside a direct way the newest session that works is kept warm;
-    /// others only while they are young.
+    /// Of the newest introduction whose sessions work, the first relay that does.
+    fn best_session(&self, met: bool) -> Option<&Session> {
+        let fit = self.sessions.iter().filter(|session| session.met == met && session.works());
+        fit.max_by_key(|session| (self.began(session), Reverse(session.rank)))
+    }
+
+    /// When the introduction of a session came.
+    fn began(&self, session: &Session) -> Option<Instant> {
+        let attempt = session.keys.attempt();
+        self.sessions.iter().filter(|other| other.keys.attempt() == attempt).map(|other| other.born).min()
+    }
+
+    /// Whether `leg` leads to the peer by way of a relay.
+    pub(super) fn owns(&self, leg: Leg) -> bool {
+        leg.channel.is_some() || self.sessions.iter().any(|session| session.owns(leg))
+    }
+
+    /// Whether `leg` is a connection that a relay's kernel carries.
+    pub(super) fn is_spliced(&self, leg: Leg) -> bool {
+        leg.channel.is_none() && self.owns(leg)
+    }
+
+    /// Drops what is no longer worth its probes, or all. Beside a direct way the best session is kept warm, and where a
+    /// relay carries, another one of the same introduction, in case it dies; others only while they are young.
     pub(super) fn forget(&mut self, all: bool, carrier: Option<Leg>, now: Instant) {
-        let works = |s: &&Session| s.met && s.bound.as_ref().is_some_and(|(_, health)| !health.is_dead());
-        let warm = self.sessions.iter().filter(works).map(|s| s.born).max();
+        let best = self.best_session(true).map(|s| (s.born, s.keys.attempt()));
+        let relayed = carrier.is_some_and(|leg| self.owns(leg));
         let keep = |s: &Session| {
-            let in_use = carrier.is_some_and(|leg| s.is_bound_to(leg));
-            !all && (in_use || now < s.born + TRIAL || Some(s.born) == warm)
+            let in_use = carrier.is_some_and(|leg| s.owns(leg));
+            let warm = best.is_some_and(|(born, attempt)| {
+                s.born == born || relayed && s.works() && s.keys.attempt() == attempt
+            });
+            !all && (in_use || warm || now < s.born + TRIAL)
         };
         let (kept, dropped): (Vec<Session>, Vec<Session>) = self.sessions.drain(..).partition(keep);
         self.sessions = kept;
@@ -195,16 +247,19 @@ impl Relays {
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let sessions = self.sessions.iter().filter_map(|session| session.side.poll_timeout());
-        sessions.chain(self.reserve.as_ref().map(|reserve| reserve.due)).min()
+        let best = self.best_session(true).map(|session| session.born);
+        let dials = self.sessions.iter().filter(|session| best == Some(session.born) && !self.settled);
+        let dials = dials.filter_map(|session| session.gate().and(session.splice.due()));
+        sessions.chain(dials).chain(self.reserve.as_ref().map(|reserve| reserve.due)).min()
     }
 
     pub(super) fn owns_stream(&self, id: StreamId) -> bool {
-        self.sessions.iter().any(|session| session.side.owns_stream(id))
+        self.sessions.iter().any(|s| s.side.owns_stream(id) || s.splice.stream() == Some(id))
     }
 
     /// The name of the relay behind `leg`.
     pub(super) fn name_of(&self, leg: Leg) -> Option<&MemberName> {
-        self.sessions.iter().find(|session| session.is_bound_to(leg)).map(|session| &session.name)
+        self.sessions.iter().find(|session| session.owns(leg)).map(|session| &session.name)
     }
 
     /// Our address as a relay sees it over UDP.
@@ -223,28 +278,41 @@ impl Relays {
     }
 
     pub(super) fn healths(&self) -> impl Iterator<Item = (Leg, &PairKeys, &Health)> {
-        self.sessions.iter().filter_map(|s| s.bound.as_ref().map(|(leg, health)| (*leg, &s.keys, health)))
+        self.sessions.iter().flat_map(|s| {
+            let bound = s.bound.as_ref().map(|(leg, health)| (*leg, health));
+            bound.into_iter().chain(s.splice.way()).map(|(leg, health)| (leg, &s.keys, health))
+        })
     }
 
     pub(super) fn healths_mut(&mut self) -> impl Iterator<Item = (Leg, &mut Health)> {
-        self.sessions.iter_mut().filter_map(|s| s.bound.as_mut().map(|(leg, health)| (*leg, health)))
+        self.sessions.iter_mut().flat_map(|s| {
+            let bound = s.bound.as_mut().map(|(leg, health)| (*leg, health));
+            bound.into_iter().chain(s.splice.way_mut())
+        })
     }
 
-    /// Goes to the next relay if nobody was met at the one before.
+    /// Binds at the next relay of the introduction too, unless a direct path was found meanwhile: nobody may be met at the
+    /// first one, or it may die later.
     fn open_reserve(&mut self, settled: bool, carrier: Option<Leg>, ctx: &mut Ctx<'_>) {
         let Some(mut reserve) = self.reserve.take_if(|reserve| settled || reserve.due <= ctx.now.instant)
         else {
             return;
         };
-        let attempt = reserve.keys.attempt();
-        let met = self.sessions.iter().any(|s| s.met && s.keys.attempt() == attempt);
-        let Some(grant) = reserve.grants.pop_front().filter(|_| !settled && !met) else { return };
-        self.open(&grant, reserve.keys.clone(), carrier, ctx);
+        let Some(grant) = reserve.grants.pop_front().filter(|_| !settled) else { return };
+        self.open(&grant, reserve.rank, reserve.keys.clone(), carrier, ctx);
         reserve.due = ctx.now.instant + NEXT_AFTER;
+        reserve.rank = reserve.rank.saturating_add(1);
         self.reserve = Some(reserve).filter(|reserve| !reserve.grants.is_empty());
     }
 
-    fn open(&mut self, grant: &RelayGrant, keys: PairKeys, carrier: Option<Leg>, ctx: &mut Ctx<'_>) {
+    fn open(
+        &mut self,
+        grant: &RelayGrant,
+        rank: u8,
+        keys: PairKeys,
+        carrier: Option<Leg>,
+        ctx: &mut Ctx<'_>,
+    ) {
         let mut offer = grant.offer.clone();
         offer.endpoints.retain(|e| plan::is_relay(ctx.local, e.transport, e.addr));
         plan::order_relay(ctx.local, &mut offer.endpoints);
@@ -259,7 +327,7 @@ impl Relays {
             side.handle_udp_blocked(ctx.now);
         }
         while self.sessions.len() >= MAX_RELAYED {
-            let spare = self.sessions.iter().position(|s| !carrier.is_some_and(|leg| s.is_bound_to(leg)));
+            let spare = self.sessions.iter().position(|s| !carrier.is_some_and(|leg| s.owns(leg)));
             let old = self.sessions.remove(spare.unwrap_or(0));
             self.release(old);
         }
@@ -269,9 +337,12 @@ impl Relays {
             keys,
             side,
             bound: None,
+            splice: Splice::new(ctx.now.instant),
+            summoned: false,
             met: false,
             doubted: false,
             born: ctx.now.instant,
+            rank,
         });
     }
 
@@ -280,6 +351,7 @@ impl Relays {
     }
 
     fn release(&mut self, mut session: Session) {
+        self.orders.extend(session.splice.stream().map(StreamOrder::Close));
         session.side.close();
         while let Some(order) = session.side.poll_order() {
             if let client::Order::Close(id) = order {
@@ -290,8 +362,43 @@ impl Relays {
 }
 
 impl Session {
-    fn is_bound_to(&self, leg: Leg) -> bool {
-        self.bound.as_ref().is_some_and(|(at, _)| *at == leg)
+    /// Whether `leg` is this session's channel, or its connection through the relay's kernel.
+    fn owns(&self, leg: Leg) -> bool {
+        let spliced = self.splice.way().is_some_and(|(at, _)| at == leg);
+        spliced || self.bound.as_ref().is_some_and(|(at, _)| *at == leg)
+    }
+
+    /// Whether it could carry now.
+    fn works(&self) -> bool {
+        self.splice.proven().is_some() || self.bound.as_ref().is_some_and(|(_, health)| !health.is_dead())
+    }
+
+    /// Where the relay's kernel would take a connection of ours.
+    fn gate(&self) -> Option<SocketAddr> {
+        let bound = self.side.bound()?;
+        bound.gate.map(|gate| SocketAddr::new(bound.endpoint.ip(), gate.port))
+    }
+
+    /// Dials the gate if it is time, because this session is `wanted` or the other side is there already; ends a connection
+    /// that is dead.
+    fn drive_splice(&mut self, wanted: bool, orders: &mut VecDeque<StreamOrder>, ctx: &mut Ctx<'_>) {
+        let now = ctx.now.instant;
+        if let Some(order) = self.splice.hang_up_if_dead(now) {
+            orders.push_back(order);
+            self.fall_back(now);
+        }
+        let Some(gate) = self.gate().filter(|_| wanted || self.summoned) else { return };
+        if self.splice.due().is_some_and(|due| due <= now) {
+            self.summoned = false;
+            orders.extend(self.splice.dial(gate, next_stream(ctx), now));
+        }
+    }
+
+    /// The kernel's connection is gone. If the relay is, so is the channel: it must answer before it carries.
+    fn fall_back(&mut self, now: Instant) {
+        if let Some((_, health)) = &mut self.bound {
+            health.on_deserted(now);
+        }
     }
 
     /// A silent session may mean a silent peer or a relay that has forgotten us, as after a restart: ask it, once.
@@ -317,4 +424,11 @@ impl Session {
     fn is_lost(&self) -> bool {
         self.bound.is_none() && self.side.poll_timeout().is_none() && !self.side.is_opening()
     }
+}
+
+/// A number for a stream; the top half of the range is the doors' own, for accepted streams.
+fn next_stream(ctx: &mut Ctx<'_>) -> StreamId {
+    let id = StreamId(*ctx.next_stream);
+    *ctx.next_stream = (*ctx.next_stream + 1) & 0x7fff_ffff;
+    id
 }

@@ -81,6 +81,29 @@ pub struct RelayGrant {
     pub offer: RelayOffer,
 }
 
+/// How a relay is used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RelayedBy {
+    /// Its channel, over UDP.
+    Udp,
+    /// Its channel, over TCP.
+    Tcp,
+    /// One TCP connection to the peer, which the relay's kernel readdresses.
+    Splice,
+}
+
+impl RelayedBy {
+    /// One word, for people and for programs.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+            Self::Splice => "splice",
+        }
+    }
+}
+
 /// What carries, for people.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Carrier<'a> {
@@ -92,8 +115,8 @@ pub enum Carrier<'a> {
     Relay {
         /// The relay's name.
         name: &'a MemberName,
-        /// Whether we reach it over TCP.
-        tcp: bool,
+        /// How.
+        by: RelayedBy,
         /// Its endpoint.
         endpoint: SocketAddr,
     },

@@ -26,6 +26,7 @@ use crate::identity::keys::WgSecret;
 use crate::nat::candidate::Transport;
 use crate::wire::broker::RelayOffer;
 use crate::wire::relay::Channel;
+use crate::wire::relay::Gate;
 use crate::wire::relay::HEADER_LEN;
 use crate::wire::stun;
 
@@ -95,6 +96,8 @@ pub enum StreamNews {
 pub enum Event {
     /// Messages may flow; comes again when anything in it but the round trip has changed.
     Bound(Bound),
+    /// The other side is dialling its gate: so should this one.
+    Summoned,
     /// Given up; the value is inert from now on. Ask the broker for another session.
     Lost(Lost),
 }
@@ -112,6 +115,8 @@ pub struct Bound {
     pub mapped: SocketAddr,
     /// Between the newest answered bind and its answer.
     pub rtt: Duration,
+    /// Where the relay's kernel would splice a TCP connection of this side's, at the endpoint's address.
+    pub gate: Option<Gate>,
 }
 
 /// One side of one session.
@@ -292,7 +297,13 @@ impl Side {
         now: Now,
     ) -> Option<Event> {
         let message = &answer.message;
-        if message.method != stun::RELAY_BIND || message.class != stun::Class::Success {
+        if message.method != stun::RELAY_BIND {
+            return None;
+        }
+        if message.class == stun::Class::Indication {
+            return self.on_summons(via, from, answer);
+        }
+        if message.class != stun::Class::Success {
             return None;
         }
         let way = Way { via, endpoint: canonical(from) };
@@ -305,11 +316,12 @@ impl Side {
             stun::Attribute::RelayChannel(number) => Channel::parse(*number).ok(),
             _ => None,
         })?;
+        let gate = gate_in(message);
         let mapped = canonical(message.mapped()?);
         let rtt = now.instant.saturating_duration_since(at);
         // Binds that went out before this one over the same way need no answer any more.
         self.asked.retain(|a| a.way != way || a.at > at);
-        self.on_answer(Bound { via, endpoint: way.endpoint, channel, mapped, rtt }, now)
+        self.on_answer(Bound { via, endpoint: way.endpoint, channel, mapped, rtt, gate }, now)
     }
 
     /// The stream that was ordered last has this number.
@@ -470,6 +482,16 @@ impl Side {
         changed.then_some(Event::Bound(new))
     }
 
+    /// Whoever repeats an old one makes this side dial its relay once more, and no more than that.
+    fn on_summons(&mut self, via: Via, from: SocketAddr, summons: &stun::Received<'_>) -> Option<Event> {
+        let (State::Bound(bound) | State::Refreshing { bound, .. }) = &mut self.state else { return None };
+        if (bound.via, bound.endpoint) != (via, canonical(from)) || !summons.is_authentic(&self.key.0) {
+            return None;
+        }
+        bound.gate = Some(gate_in(&summons.message)?);
+        Some(Event::Summoned)
+    }
+
     fn on_stream_gone(&mut self, id: StreamId, why: String, now: Now) -> Option<Event> {
         self.tcp_trouble = why;
         self.asked.retain(|a| a.way.via != Via::Stream(id));
@@ -552,4 +574,11 @@ impl Side {
         }
         self.last_asked = Some(way);
     }
+}
+
+fn gate_in(message: &stun::Message) -> Option<Gate> {
+    message.attributes.iter().find_map(|a| match a {
+        stun::Attribute::RelaySplice(gate) if gate.port != 0 => Some(*gate),
+        _ => None,
+    })
 }

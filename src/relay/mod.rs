@@ -9,15 +9,22 @@
 //! Life of a session at the relay: the first valid bind creates it; the other side's bind completes it; it ends when a
 //! side was silent for two minutes. A token creates no session after it has expired, but a bound side stays bound.
 //!
+//! Where the relay's kernel can do it, a side is also told a TCP port to dial. When both have come, the kernel rewrites the
+//! packets of the two connections so that they are one, from member to member; the relay's process sees no byte of it any
+//! more. The channels stay bound meanwhile: they carry until then, and again if the connection breaks.
+//!
 //! What a relay refuses to do: it answers nobody who does not prove a token, it reaches no address that did not bind, it
 //! reads no payload, and it holds no secret but the key of its own certificate. Queues in front of it are bounded and
 //! everything beyond is dropped, because the tunnels inside have their own retransmissions.
 //!
 //! - [`client`]: one side, as a member drives it.
 //! - [`server`]: the relay's decisions; `table` holds who is bound where.
+//! - [`backend`]: what carries a session, and why; [`splices`]: the connections that the kernel joins.
 
+pub mod backend;
 pub mod client;
 pub mod server;
+pub mod splices;
 
 mod sources;
 mod table;

@@ -10,6 +10,7 @@ use std::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::base::addr::canonical;
+use crate::base::id::RelaySession;
 use crate::base::id::StreamId;
 use crate::base::rng::Rng;
 use crate::base::rng::Seed;
@@ -21,22 +22,34 @@ use crate::base::transmit::Via;
 use crate::identity::keys::WgPublic;
 use crate::identity::keys::WgSecret;
 use crate::identity::keys::verify_signature;
+use crate::relay::backend::Backend;
+use crate::relay::backend::Facts;
+use crate::relay::backend::Why;
+use crate::relay::backend::choose;
 use crate::relay::client::KEY_LABEL;
 use crate::relay::sources::Sources;
+use crate::relay::splices::Dialled;
+use crate::relay::splices::Kernel;
+use crate::relay::splices::Order;
+use crate::relay::splices::Splices;
 use crate::relay::table::Claim;
 use crate::relay::table::Door;
 use crate::relay::table::End;
 use crate::relay::table::Pass;
 use crate::relay::table::Reject;
+use crate::relay::table::Seat;
 use crate::relay::table::Spot;
 use crate::relay::table::Table;
 use crate::wire::demux;
 use crate::wire::frame;
 use crate::wire::relay::Channel;
+use crate::wire::relay::Gate;
 use crate::wire::relay::HEADER_LEN;
 use crate::wire::relay::SignedToken;
 use crate::wire::relay::split;
 use crate::wire::stun;
+use crate::wire::syn::Syn;
+use crate::wire::syn::TooBig;
 
 /// Largest bind request, bytes; a real one is below 300.
 const MAX_BIND: usize = 512;
@@ -128,6 +141,25 @@ pub struct Stats {
     pub too_long: u64,
     /// Streams closed because nobody bound over them in time.
     pub streams_expired: u64,
+    /// Sessions that the kernel carries now.
+    pub spliced: usize,
+    /// TCP connections that were joined by the kernel backend.
+    pub splices: u64,
+    /// Dropped: what its kernel, or two connections that do not fit together, would not let be joined.
+    pub unspliced: u64,
+}
+
+/// One session, for people.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SessionView {
+    /// Which.
+    pub id: RelaySession,
+    /// Where its two sides are bound from, if they are.
+    pub sides: [Option<(Via, SocketAddr)>; 2],
+    /// What carries it.
+    pub backend: Backend,
+    /// Why.
+    pub why: Why,
 }
 
 impl Stats {
@@ -143,6 +175,7 @@ impl Stats {
             + self.unbound
             + self.over_rate
             + self.too_long
+            + self.unspliced
     }
 }
 
@@ -152,6 +185,8 @@ pub struct Relay {
     public: WgPublic,
     brokers: BTreeSet<[u8; 32]>,
     table: Table,
+    splices: Splices,
+    limited: bool,
     /// For datagrams, whose source anybody can forge, and for streams, whose source is proven: who floods the first in
     /// somebody's name leaves them the second.
     over_udp: Budget,
@@ -190,6 +225,8 @@ impl Relay {
             secret,
             brokers: BTreeSet::new(),
             table: Table::new(config),
+            splices: Splices::new(),
+            limited: config.bytes_per_second.is_some(),
             over_udp: Budget::new(&config, now.instant),
             over_tcp: Budget::new(&config, now.instant),
             rng: Rng::new(seed),
@@ -207,7 +244,28 @@ impl Relay {
     /// What was done so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats { sessions: self.table.sessions(), streams: self.table.streams(), ..self.stats }
+        Stats {
+            sessions: self.table.sessions(),
+            streams: self.table.streams(),
+            spliced: self.splices.count(),
+            ..self.stats
+        }
+    }
+
+    /// From now on there is a kernel backend, and sessions are offered gates at it.
+    pub fn set_kernel(&mut self, kernel: Kernel) {
+        self.splices.set_kernel(kernel);
+    }
+
+    /// What carries which session, and why: at most `most` of them.
+    #[must_use]
+    pub fn sessions(&self, most: usize) -> Vec<SessionView> {
+        let view = |(slot, id)| {
+            let (backend, why) = self.backend(slot);
+            let sides = self.table.sides(slot).map(|spot| spot.map(|spot| (spot.door.via, spot.door.addr)));
+            SessionView { id, sides, backend, why }
+        };
+        self.table.all().take(most).map(view).collect()
     }
 
     /// Takes in a frame of a stream that was accepted.
@@ -229,6 +287,40 @@ impl Relay {
             self.count(reject);
         }
         self.keep_sweeping(now);
+    }
+
+    /// Takes in a packet that the kernel backend has seen at one of its ports: a SYN, or a router's word about one that was
+    /// too big. Anybody may have sent it.
+    pub fn handle_tapped(&mut self, packet: &[u8], now: Now, out: &mut Outbox) {
+        let done = match Syn::parse(packet) {
+            Ok(syn) => self.splices.handle_syn(syn, now.instant).map(|(seat, dialled)| {
+                if dialled == Dialled::Waits {
+                    self.summon(seat.other(), out);
+                }
+            }),
+            Err(_) => match TooBig::parse(packet) {
+                Ok(word) => self.splices.handle_too_big(&word),
+                Err(_) => Err(Reject::Garbage),
+            },
+        };
+        if let Err(reject) = done {
+            self.count(reject);
+        }
+    }
+
+    /// What became of [`Order::Splice`].
+    pub fn handle_spliced(&mut self, number: u32, done: bool) {
+        self.splices.handle_spliced(number, done);
+        if done {
+            self.stats.splices += 1;
+        } else {
+            self.count(Reject::Unspliced);
+        }
+    }
+
+    /// The next piece of work for the kernel backend.
+    pub fn poll_order(&mut self) -> Option<Order> {
+        self.splices.poll_order()
     }
 
     /// A stream was accepted.
@@ -253,6 +345,9 @@ impl Relay {
         let late = self.table.sweep(now.instant);
         self.stats.streams_expired += late.len() as u64;
         self.closing.extend(late);
+        for slot in self.table.take_vacated() {
+            self.splices.end(slot);
+        }
         self.keep_sweeping(now);
     }
 
@@ -331,7 +426,8 @@ impl Relay {
         }
         let claim = Claim { session, end, pass, stamp, door };
         let (seat, channel) = self.table.bind(claim, now.instant, &mut self.rng)?;
-        out.push(door.via, door.addr, &answer(&request.message, door.addr, channel, &key));
+        let gate = self.gate(seat, door);
+        out.push(door.via, door.addr, &answer(&request.message, door.addr, channel, gate, &key));
         self.stats.binds += 1;
         for payload in self.table.take_held(seat, now.instant) {
             if let Err(reject) = self.deliver(Spot { door, channel }, &payload, out) {
@@ -339,6 +435,48 @@ impl Relay {
             }
         }
         Ok(())
+    }
+
+    /// Where this side may dial for a kernel's splice, if it may.
+    fn gate(&mut self, seat: Seat, door: Door) -> Option<Gate> {
+        match choose(&self.facts(seat.slot)) {
+            (Backend::Kernel, _) => self.splices.gate(seat, door.addr.ip(), &mut self.rng),
+            (Backend::Userspace, _) => None,
+        }
+    }
+
+    /// The other side is dialling: so should this one.
+    fn summon(&mut self, seat: Seat, out: &mut Outbox) {
+        let Some((Spot { door, .. }, key)) = self.table.bound(seat) else { return };
+        let key = *key;
+        let Some(gate) = self.gate(seat, door) else { return };
+        let message = stun::Message {
+            class: stun::Class::Indication,
+            method: stun::RELAY_BIND,
+            transaction: stun::TransactionId(self.rng.bytes()),
+            attributes: vec![stun::Attribute::RelaySplice(gate)],
+        };
+        out.push(door.via, door.addr, &message.emit(stun::Integrity::Sha256(&key)));
+    }
+
+    fn facts(&self, slot: usize) -> Facts {
+        let sides = self.table.sides(slot).map(|spot| spot.map(|spot| spot.door.addr.ip()));
+        let here =
+            |ip: &IpAddr| ip.is_loopback() || self.splices.kernel().is_some_and(|k| k.here.contains(ip));
+        Facts {
+            kernel: self.splices.kernel().is_some(),
+            limited: self.limited,
+            sides,
+            same_machine: sides.iter().flatten().any(here),
+        }
+    }
+
+    fn backend(&self, slot: usize) -> (Backend, Why) {
+        match self.splices.state(slot) {
+            Ok(()) => (Backend::Kernel, Why::Spliced),
+            Err(Some(why)) => (Backend::Userspace, why),
+            Err(None) => (Backend::Userspace, choose(&self.facts(slot)).1),
+        }
     }
 
     fn check_token(
@@ -382,6 +520,7 @@ impl Relay {
             Reject::Unbound => &mut self.stats.unbound,
             Reject::OverRate => &mut self.stats.over_rate,
             Reject::TooLong => &mut self.stats.too_long,
+            Reject::Unspliced => &mut self.stats.unspliced,
         };
         *counter += 1;
     }
@@ -409,15 +548,21 @@ fn read_bind(message: &stun::Message) -> Option<(&[u8], u64)> {
     Some((token?, stamp?))
 }
 
-fn answer(request: &stun::Message, mapped: SocketAddr, channel: Channel, key: &[u8; 32]) -> Vec<u8> {
+fn answer(
+    request: &stun::Message,
+    mapped: SocketAddr,
+    channel: Channel,
+    gate: Option<Gate>,
+    key: &[u8; 32],
+) -> Vec<u8> {
+    let mut attributes =
+        vec![stun::Attribute::XorMappedAddress(mapped), stun::Attribute::RelayChannel(channel.number())];
+    attributes.extend(gate.map(stun::Attribute::RelaySplice));
     let answer = stun::Message {
         class: stun::Class::Success,
         method: request.method,
         transaction: request.transaction,
-        attributes: vec![
-            stun::Attribute::XorMappedAddress(mapped),
-            stun::Attribute::RelayChannel(channel.number()),
-        ],
+        attributes,
     };
     answer.emit(stun::Integrity::Sha256(key))
 }

@@ -57,6 +57,8 @@ pub(super) enum Reject {
     OverRate,
     /// Too long for the transport of the other side.
     TooLong,
+    /// Two connections that the kernel backend cannot join.
+    Unspliced,
 }
 
 /// Where a side's messages come from and go to.
@@ -74,17 +76,24 @@ pub(super) struct Spot {
 }
 
 /// One of the two ends of a session.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) enum End {
     First,
     Second,
 }
 
 /// One end of one session that exists.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Seat {
-    slot: usize,
-    end: End,
+    pub(super) slot: usize,
+    pub(super) end: End,
+}
+
+impl Seat {
+    /// The other end of the same session.
+    pub(super) fn other(self) -> Self {
+        Self { end: self.end.other(), ..self }
+    }
 }
 
 /// A token whose signature was checked, and what follows from it.
@@ -156,6 +165,8 @@ pub(super) struct Table {
     /// The newest times of sessions that are over, and until when they matter: their binds are not to be replayed.
     ended: HashMap<RelaySession, ([u64; 2], Instant)>,
     ended_order: VecDeque<(Instant, RelaySession)>,
+    /// Slots of sessions that have ended since somebody asked.
+    vacated: Vec<usize>,
     held_bytes: usize,
 }
 
@@ -216,6 +227,7 @@ impl Table {
             idle: BTreeMap::new(),
             ended: HashMap::new(),
             ended_order: VecDeque::new(),
+            vacated: Vec::new(),
             held_bytes: 0,
         }
     }
@@ -361,6 +373,29 @@ impl Table {
         Ok((seat, channel))
     }
 
+    /// Where both sides of the session in `slot` are bound.
+    pub(super) fn sides(&self, slot: usize) -> [Option<Spot>; 2] {
+        let session = self.sessions.get(slot).and_then(Option::as_ref);
+        session.map_or([None; 2], |session| [session.first.spot, session.second.spot])
+    }
+
+    /// Where the side at `seat` is bound, and the key that it shares with this relay.
+    pub(super) fn bound(&self, seat: Seat) -> Option<(Spot, &[u8; 32])> {
+        let side = self.sessions.get(seat.slot)?.as_ref()?.side(seat.end);
+        Some((side.spot?, &side.pass.as_ref()?.key))
+    }
+
+    /// All sessions with their slots.
+    pub(super) fn all(&self) -> impl Iterator<Item = (usize, RelaySession)> {
+        let sessions = self.sessions.iter().enumerate();
+        sessions.filter_map(|(slot, session)| Some((slot, session.as_ref()?.id)))
+    }
+
+    /// Slots of sessions that have ended since the last call; they may have been filled again.
+    pub(super) fn take_vacated(&mut self) -> Vec<usize> {
+        std::mem::take(&mut self.vacated)
+    }
+
     /// Who speaks at `spot`.
     pub(super) fn seat(&self, spot: &Spot) -> Option<Seat> {
         self.by_spot.get(spot).copied()
@@ -380,7 +415,7 @@ impl Table {
 
     /// Keeps a message for the side across from `seat` until it binds.
     pub(super) fn hold(&mut self, seat: Seat, payload: &[u8], now: Instant) -> Result<(), Reject> {
-        let across = Seat { slot: seat.slot, end: seat.end.other() };
+        let across = seat.other();
         let room = self.config.max_held_bytes.saturating_sub(self.held_bytes);
         let Some(side) = self.side_mut(across) else { return Err(Reject::Unbound) };
         let held = &mut side.held;
@@ -495,6 +530,7 @@ impl Table {
         }
         let Some(session) = self.sessions.get_mut(slot).and_then(Option::take) else { return };
         self.free.push(slot);
+        self.vacated.push(slot);
         self.by_id.remove(&session.id);
         for pass in [&session.first.pass, &session.second.pass].into_iter().flatten() {
             if let Some(count) = self.per_member.get_mut(&pass.member) {

@@ -16,6 +16,7 @@ pub mod relay;
 pub mod segment;
 pub mod stun;
 pub mod super_packet;
+pub mod syn;
 pub mod tlv;
 
 /// What can be wrong with a message. Counted, not logged: whoever sends garbage decides how much.

@@ -78,6 +78,16 @@ pub fn split(message: &[u8]) -> Result<(Channel, &[u8]), WireError> {
     Ok((channel, reader.rest()))
 }
 
+/// Where one side of a session may dial its relay over TCP, to be spliced to the other side by the relay's kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Gate {
+    /// The relay's port.
+    pub port: u16,
+    /// The port to dial from, if it can be had (0: any): with it, and NATs that keep ports, only addresses have to be
+    /// rewritten.
+    pub from: u16,
+}
+
 /// What a broker allows one member on one relay: to be side `side` of `session` until it is bound or `expires`. Bound to
 /// the member's X25519 key (it must prove that it holds it) and to the relay's, so a stolen token opens nothing.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -24,6 +24,7 @@ use crate::base::cursor::Reader;
 use crate::base::cursor::Writer;
 use crate::wire::WireError;
 use crate::wire::frame::Front;
+use crate::wire::relay::Gate;
 use crate::wire::tlv::printable;
 
 /// Attribute numbers (RFC 8489 18.3, RFC 8445 20.1, RFC 5780 9.1, RFC 3489 11.2, ours).
@@ -54,6 +55,7 @@ mod number {
     pub(super) const OTHER_ADDRESS: u16 = 0x802c;
     pub(super) const STUNT_SERVER: u16 = 0xfe01;
     pub(super) const CAPABILITIES: u16 = 0xfe02;
+    pub(super) const RELAY_SPLICE: u16 = 0xfe03;
 }
 
 /// Bytes before an attribute's value.
@@ -255,6 +257,7 @@ fn number_of(attribute: &Attribute) -> u16 {
         Attribute::StuntOutcome(_) => number::STUNT_OUTCOME,
         Attribute::StuntSegment(_) => number::STUNT_SEGMENT,
         Attribute::Capabilities(_) => number::CAPABILITIES,
+        Attribute::RelaySplice(_) => number::RELAY_SPLICE,
     }
 }
 
@@ -298,6 +301,9 @@ fn value_of(attribute: &Attribute, mask: [u8; 16]) -> Vec<u8> {
         Attribute::StuntProbe(probe) => stunt::put_probe(&mut writer, probe),
         Attribute::StuntOutcome(outcome) => stunt::put_outcome(&mut writer, *outcome),
         Attribute::StuntSegment(segment) => stunt::put_segment(&mut writer, segment),
+        Attribute::RelaySplice(gate) => {
+            writer.u16(gate.port).u16(gate.from);
+        }
     }
     writer.finish()
 }
@@ -354,6 +360,7 @@ fn attribute(number: u16, value: &[u8], mask: [u8; 16]) -> Result<Option<Attribu
         number::STUNT_OUTCOME => Attribute::StuntOutcome(stunt::take_outcome(&mut reader)?),
         number::STUNT_SEGMENT => Attribute::StuntSegment(stunt::take_segment(&mut reader)?),
         number::CAPABILITIES => Attribute::Capabilities(reader.u32()?),
+        number::RELAY_SPLICE => Attribute::RelaySplice(Gate { port: reader.u16()?, from: reader.u16()? }),
         _ => return Ok(None),
     };
     if reader.is_empty() { Ok(Some(known)) } else { Err(WireError::Invalid) }

@@ -22,6 +22,7 @@
 //! | STUNT-PROBE, STUNT-OUTCOME, STUNT-SEGMENT | 0x7e04, 0x7e05, 0x7e06 | see [`stunt`] |
 //! | STUNT-SERVER | 0xfe01 | see [`stunt`]; may be ignored |
 //! | CAPABILITIES | 0xfe02 | what the sender can do beyond version 1, a bit each, u32 |
+//! | RELAY-SPLICE | 0xfe03 | [`crate::wire::relay::Gate`]: the TCP port to dial, the one to dial from; may be ignored |
 //!
 //! RFC 8489 18.3 has no range for private use. Ours lie in the upper half (0x4000..=0x7fff) of the
 //! comprehension-required attributes, which needs no RFC, far from anything registered: a stock server that gets one of
@@ -40,6 +41,7 @@ use std::net::SocketAddr;
 
 use super::WireError;
 use super::frame::Front;
+use super::relay::Gate;
 
 /// Method of RFC 8489 and of everything here: Binding.
 pub const BINDING: u16 = 0x001;
@@ -116,6 +118,8 @@ pub enum Attribute {
     RelayToken(Vec<u8>),
     /// Own: the relay channel that was bound.
     RelayChannel(u16),
+    /// Own: where a relay takes TCP for this session, to splice it to the other side's.
+    RelaySplice(Gate),
     /// Own: microseconds since 1970, strictly growing per sender: an old message cannot be replayed.
     Timestamp(u64),
     /// RFC 3489 11.2.5: what RESPONSE-ORIGIN is now.

@@ -27,6 +27,7 @@ use ntcp_overlay::node::output::Order;
 use ntcp_overlay::node::output::Output;
 use ntcp_overlay::node::rendezvous::LinkUp;
 use ntcp_overlay::node::status::PathKind;
+use ntcp_overlay::path::RelayedBy;
 use ntcp_overlay::punch::attempt;
 use ntcp_overlay::wire::broker::FromBroker;
 use ntcp_overlay::wire::broker::MemberRecord;
@@ -197,8 +198,8 @@ fn members_whose_networks_block_udp_reach_each_other_by_streams_to_the_relay() {
         println!("UDP blocked at {}: first answer after {took:?}", if both { "both" } else { "one" });
         assert!(took <= ms(640), "{took:?}");
         world.run(secs(1));
-        assert!(matches!(world.path(anna, bert), PathKind::Relay { tcp: true, .. }));
-        assert!(matches!(world.path(bert, anna), PathKind::Relay { tcp, .. } if tcp == both));
+        assert!(matches!(world.path(anna, bert), PathKind::Relay { by: RelayedBy::Tcp, .. }));
+        assert!(matches!(world.path(bert, anna), PathKind::Relay { by, .. } if (by == RelayedBy::Tcp) == both));
         let why = world.peer(anna, bert).why.unwrap();
         assert!(why.contains("lets no UDP out"), "{why}");
         assert_eq!(world.converse(anna, bert, secs(60)).0, 300);

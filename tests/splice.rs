@@ -1,0 +1,167 @@
+//! A relay whose kernel splices: real NATs, real kernels, one TCP connection from member to member.
+//!
+//! Needs root and the programs of the lab, and `tcpdump` to look at the wire: what is missing is named by `NOT RUN`.
+
+#![allow(clippy::disallowed_methods, reason = "a test of the whole measures with the real clock")]
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::ensure;
+use ntcp_lab::Host;
+use ntcp_lab::Internet;
+use ntcp_lab::Lab;
+use ntcp_lab::Link;
+use ntcp_lab::Namespace;
+use ntcp_lab::Nat;
+use ntcp_lab::Process;
+use ntcp_lab::Router;
+use ntcp_lab::Site;
+use ntcp_lab::interrupt;
+use ntcp_lab::lab;
+use ntcp_lab::lab::say;
+use ntcp_lab::openssh::SshServer;
+use ntcp_lab::product::Daemon;
+use ntcp_lab::product::Mesh;
+use ntcp_lab::product::Product;
+
+/// Long enough for anything to happen on two busy cores; short enough for a broken build.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// One way, on each access line.
+const DELAY: Duration = Duration::from_millis(20);
+/// The ports of `relay.splice_ports`.
+const PORTS: &str = "tcp portrange 20000-20999";
+
+fn product() -> Result<Product> {
+    Product::new(env!("CARGO_BIN_EXE_ntcp-overlay"))
+}
+
+/// A relay in public, and two members, each behind a NAT that gives every connection another port.
+struct World<'lab> {
+    _net: Internet<'lab>,
+    server: Host,
+    _mesh: Mesh,
+    _routers: [Router<'lab>; 2],
+    alice: Daemon,
+    bob: Daemon,
+}
+
+impl<'lab> World<'lab> {
+    fn new(lab: &'lab Lab, sites: [Site; 2], config: &str) -> Result<Self> {
+        let net = Internet::new(lab)?;
+        let link = Link::delayed(DELAY);
+        let server = net.host("server", &link)?;
+        let [home, work] = sites;
+        let routers = [net.site("home", home, &link)?, net.site("work", work, &link)?];
+        let [home, work] = &routers;
+        let (a, b) = (home.host("alice")?, work.host("bob")?);
+        let mesh = Mesh::found(&product()?, &server, config)?;
+        let (alice, bob) = (mesh.join(&a, &["--hosts"])?, mesh.join(&b, &["--hosts"])?);
+        Ok(Self { _net: net, server, _mesh: mesh, _routers: routers, alice, bob })
+    }
+
+    fn symmetric(lab: &'lab Lab) -> Result<Self> {
+        let site = Site::new(Nat::SymmetricRandom);
+        Self::new(lab, [site.lan(1), site.lan(2)], "")
+    }
+
+    fn meet(&self) -> Result<()> {
+        self.alice.first_ping(&self.bob.address()?.to_string(), PATIENCE)?;
+        self.bob.first_ping(&self.alice.address()?.to_string(), PATIENCE)?;
+        Ok(())
+    }
+}
+
+/// Waits until the relay's kernel carries what `daemon` sends to `peer`.
+fn wait_spliced(daemon: &Daemon, peer: &str) -> Result<()> {
+    let since = Instant::now();
+    loop {
+        let path = daemon.peer(peer)?;
+        let by = path.as_ref().and_then(|path| path.all.get("relay_transport")?.as_str());
+        if by == Some("splice") {
+            return Ok(());
+        }
+        ensure!(since.elapsed() < PATIENCE, "not spliced: {path:?}");
+        interrupt::pause(Duration::from_millis(100))?;
+    }
+}
+
+/// What crosses a host's interface at the ports of the splice.
+fn capture(ns: &Namespace) -> Result<Process> {
+    let mut tcpdump = ns.spawn(&["tcpdump", "-i", "any", "-nn", "-S", "-l", PORTS])?;
+    tcpdump.wait_for_line("listening on", PATIENCE)?;
+    Ok(tcpdump)
+}
+
+/// Segments of one direction, from tcpdump's lines: flags, first and last sequence number.
+fn segments(log: &str, outward: bool) -> Vec<(String, u64, u64)> {
+    let direction = if outward { " Out " } else { " In " };
+    let mut found = Vec::new();
+    for line in log.lines().filter(|line| line.contains(direction)) {
+        let word = |name: &str| {
+            let rest = line.split_once(name)?.1;
+            rest.split([',', ' ']).next().map(str::to_owned)
+        };
+        let (Some(flags), Some(seq)) = (word("Flags "), word(" seq ")) else { continue };
+        let (first, last) = seq.split_once(':').unwrap_or((&seq, &seq));
+        if let (Ok(first), Ok(last)) = (first.parse(), last.parse()) {
+            found.push((flags, first, last));
+        }
+    }
+    found
+}
+
+#[test]
+fn between_two_symmetric_nats_there_is_one_tcp_connection_from_end_to_end() {
+    lab::test(|lab| {
+        if ntcp_lab::tools::find("tcpdump").is_none() {
+            say("NOT RUN: tcpdump is not installed: apt-get install tcpdump");
+            return Ok(());
+        }
+        let world = World::symmetric(lab)?;
+        let (alice, bob) = (&world.alice, &world.bob);
+        let (at_alice, at_bob) = (capture(alice.ns())?, capture(bob.ns())?);
+        world.meet()?;
+        wait_spliced(alice, "bob")?;
+        wait_spliced(bob, "alice")?;
+
+        let before = relayed(&world.server)?;
+        let sshd = SshServer::start(bob.ns(), IpAddr::V4(bob.address()?))?;
+        let bytes = sshd.run(alice.ns(), "bob", "head -c 5000000 /dev/zero")?.len();
+        ensure!(bytes == 5_000_000, "ssh brought {bytes} of 5000000 bytes");
+        let copied = relayed(&world.server)? - before;
+        ensure!(copied < 100_000, "the relay's process has copied {copied} bytes");
+        // No socket of the relay's own machine takes part.
+        let sockets = world.server.ns.run(&["ss", "-tanH", "sport >= 20000 and sport <= 20999"])?;
+        ensure!(sockets.trim().is_empty(), "{sockets}");
+
+        interrupt::pause(Duration::from_secs(1))?;
+        let (at_alice, at_bob) = (at_alice.log(), at_bob.log());
+        for (from, to) in [(&at_alice, &at_bob), (&at_bob, &at_alice)] {
+            let (sent, received) = (segments(from, true), segments(to, false));
+            let syn = sent.iter().rev().find(|(flags, ..)| flags == "[S]" || flags == "[SEW]");
+            let (_, isn, _) = syn.with_context(|| format!("no SYN left:\n{from}"))?;
+            let answers: BTreeSet<u64> =
+                received.iter().filter(|(flags, ..)| flags.contains("S.")).map(|(_, seq, _)| *seq).collect();
+            ensure!(answers.contains(isn), "the SYN {isn} of one side is not in the other's SYN-ACK {answers:?}");
+            let end = |all: &[(String, u64, u64)]| {
+                all.iter().filter(|(flags, ..)| !flags.contains('S')).map(|(.., last)| *last).max()
+            };
+            ensure!(end(&sent).is_some() && end(&sent) == end(&received), "{:?} {:?}", end(&sent), end(&received));
+            ensure!(!from.contains("[R"), "a reset:\n{from}");
+            say(&format!("sequence numbers {isn} to {:?} on both sides", end(&sent)));
+        }
+        Ok(())
+    });
+}
+
+/// Bytes that the relay's process has handed on.
+fn relayed(server: &Host) -> Result<u64> {
+    let status = product()?.run(&server.ns, &["status", "--json"])?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    status.pointer("/relay/bytes").and_then(serde_json::Value::as_u64).context("no relay in the status")
+}
