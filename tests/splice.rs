@@ -147,11 +147,19 @@ fn between_two_symmetric_nats_there_is_one_tcp_connection_from_end_to_end() {
             let (_, isn, _) = syn.with_context(|| format!("no SYN left:\n{from}"))?;
             let answers: BTreeSet<u64> =
                 received.iter().filter(|(flags, ..)| flags.contains("S.")).map(|(_, seq, _)| *seq).collect();
-            ensure!(answers.contains(isn), "the SYN {isn} of one side is not in the other's SYN-ACK {answers:?}");
+            ensure!(
+                answers.contains(isn),
+                "the SYN {isn} of one side is not in the other's SYN-ACK {answers:?}"
+            );
             let end = |all: &[(String, u64, u64)]| {
                 all.iter().filter(|(flags, ..)| !flags.contains('S')).map(|(.., last)| *last).max()
             };
-            ensure!(end(&sent).is_some() && end(&sent) == end(&received), "{:?} {:?}", end(&sent), end(&received));
+            ensure!(
+                end(&sent).is_some() && end(&sent) == end(&received),
+                "{:?} {:?}",
+                end(&sent),
+                end(&received)
+            );
             ensure!(!from.contains("[R"), "a reset:\n{from}");
             say(&format!("sequence numbers {isn} to {:?} on both sides", end(&sent)));
         }

@@ -199,7 +199,9 @@ fn members_whose_networks_block_udp_reach_each_other_by_streams_to_the_relay() {
         assert!(took <= ms(640), "{took:?}");
         world.run(secs(1));
         assert!(matches!(world.path(anna, bert), PathKind::Relay { by: RelayedBy::Tcp, .. }));
-        assert!(matches!(world.path(bert, anna), PathKind::Relay { by, .. } if (by == RelayedBy::Tcp) == both));
+        assert!(
+            matches!(world.path(bert, anna), PathKind::Relay { by, .. } if (by == RelayedBy::Tcp) == both)
+        );
         let why = world.peer(anna, bert).why.unwrap();
         assert!(why.contains("lets no UDP out"), "{why}");
         assert_eq!(world.converse(anna, bert, secs(60)).0, 300);
