@@ -10,7 +10,7 @@ use super::report::title;
 use crate::nat::kinds::Kind;
 
 /// Width and height of a cell, pixels.
-const CELL: (usize, usize) = (52, 26);
+const CELL: (usize, usize) = (60, 34);
 
 /// Room for the names of rows, and above the columns for theirs, pixels.
 const NAMES: (usize, usize) = (150, 112);
@@ -35,8 +35,8 @@ pub(super) fn svg(kinds: &[Kind], outcomes: &Outcomes) -> String {
          height=\"{height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
          <rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n\
          <text x=\"16\" y=\"26\" font-size=\"18\">Two members behind NATs: what carries their traffic</text>\n\
-         <text x=\"16\" y=\"46\" fill=\"#555\">The figure is the time to a direct path in seconds, from the first ping; \
-         20 ms each way on every line.</text>\n"
+         <text x=\"16\" y=\"46\" fill=\"#555\">In a direct cell: seconds from the first ping to the direct path, and the method \
+         that opened it; 20 ms each way on every line.</text>\n"
     );
     let mut x = 16;
     for (_, name, colour, _) in PATHS {
@@ -77,7 +77,7 @@ fn panel(out: &mut String, kinds: &[Kind], udp: bool, outcomes: &Outcomes, top: 
             "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{name}</text>\
              <text transform=\"translate({},{}) rotate(-55)\">{name}</text>",
             left - 8,
-            y + 17,
+            y + 21,
             x + CELL.0 / 2,
             top - 6,
             name = kind.name,
@@ -91,26 +91,26 @@ fn panel(out: &mut String, kinds: &[Kind], udp: bool, outcomes: &Outcomes, top: 
 fn cell(out: &mut String, (x, y): (usize, usize), (row, column): (&Kind, &Kind), found: Option<&Outcome>) {
     let path = found.and_then(|outcome| PATHS.iter().find(|(path, ..)| *path == outcome.carried));
     let (_, name, colour, ink) = path.copied().unwrap_or(("", "not tried", "#dddddd", "#555555"));
-    let figure = match found {
+    let said = match found {
         Some(outcome) if outcome.is_direct() => outcome.direct_seconds(),
-        Some(outcome) if outcome.is_connected() => String::new(),
-        Some(_) => "!".to_owned(),
+        Some(outcome) if outcome.is_connected() => outcome.carried.clone(),
+        Some(_) => "none".to_owned(),
         None => "?".to_owned(),
     };
-    let method = found.and_then(|outcome| outcome.method.as_ref()).map_or_else(String::new, |method| {
-        format!(", {}", method.replace('&', "&amp;").replace('<', "&lt;"))
-    });
+    let method = found.and_then(|outcome| outcome.method.clone()).unwrap_or_default();
+    let method = method.replace('&', "&amp;").replace('<', "&lt;");
+    let (middle, line) = (x + CELL.0 / 2 - 1, if method.is_empty() { y + 20 } else { y + 14 });
     let _ = writeln!(
         out,
-        "<g><title>{} x {}: {name}{method}</title>\
+        "<g><title>{} x {}: {name} {method}</title>\
          <rect x=\"{x}\" y=\"{y}\" width=\"{}\" height=\"{}\" fill=\"{colour}\"/>\
-         <text x=\"{}\" y=\"{}\" text-anchor=\"middle\" fill=\"{ink}\">{figure}</text></g>",
+         <text x=\"{middle}\" y=\"{line}\" text-anchor=\"middle\" fill=\"{ink}\">{said}</text>\
+         <text x=\"{middle}\" y=\"{}\" text-anchor=\"middle\" fill=\"{ink}\" font-size=\"9\">{method}</text></g>",
         row.name,
         column.name,
         CELL.0 - 2,
         CELL.1 - 2,
-        x + CELL.0 / 2 - 1,
-        y + 16,
+        y + 26,
     );
 }
 
