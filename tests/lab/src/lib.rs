@@ -19,6 +19,7 @@
 //! | [`nat`] | what a router does to packets, as nftables rules |
 //! | [`topology`] | an internet, sites behind routers, hosts |
 //! | [`probe`] [`classify`] | what a network does, what a NAT does, seen from plain sockets |
+//! | [`temper`] [`raw`] | what a NAT does when it is provoked, seen by single packets |
 //! | [`check`] | every NAT against what strangers' programs say of it |
 //! | [`proxy`] [`gateway`] | HTTP and SOCKS5 proxies; UPnP, NAT-PMP and PCP on a router |
 //! | [`openssh`] [`wireguard`] [`product`] | programs that run in a lab |
@@ -43,7 +44,9 @@ pub mod probe;
 pub mod process;
 pub mod product;
 pub mod proxy;
+pub mod raw;
 pub mod sys;
+pub mod temper;
 pub mod timing;
 pub mod tools;
 pub mod topology;

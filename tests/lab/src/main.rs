@@ -73,7 +73,11 @@ enum Word {
         listens: bool,
     },
     /// Check every NAT of the lab with STUN clients that others wrote, and TCP with plain sockets
-    Check,
+    Check {
+        /// Names of NATs, separated by commas; all of them if none is given
+        #[arg(long, value_delimiter = ',')]
+        kinds: Vec<String>,
+    },
     /// The product between every pair of NATs, with UDP and without
     Matrix {
         /// The ntcp-overlay binary
@@ -147,7 +151,7 @@ fn act(word: Word) -> Result<()> {
         Word::Forward { device, carrier, local, peer, listens } => {
             bench::forward::run(&device, carrier, local, peer, listens)
         }
-        Word::Check => check::run(),
+        Word::Check { kinds } => check::run(&kinds),
         Word::Matrix { bin, kinds, jobs, skew, out } => matrix::run(&bin, &Plan { kinds, jobs, skew }, &out),
         Word::Meet { a, b, bin, no_udp, skew } => matrix::meet(&bin, [&a, &b], !no_udp, skew),
         Word::Timing { rounds } => timing::run(rounds.max(1)),
