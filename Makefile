@@ -15,7 +15,7 @@ help:
 	@echo 'make check       format, lints, documentation, fast tests, fuzz targets compile, licences (no root)'
 	@echo 'make bench       speed, delay and cost against what the machine can do and other tunnels (root, 20 minutes)'
 	@echo 'make fuzz        every fuzz target for a minute'
-	@echo 'make lab-check   every NAT of the lab against STUN clients that others wrote (root, two minutes)'
+	@echo 'make lab-check   every NAT of the lab against STUN clients that others wrote (root, three minutes)'
 	@echo 'make matrix      two members between every pair of NATs: what carried, how soon (root, twenty minutes)'
 	@echo 'make lab-timing  how fast the lab is: coming, going, and its wires (root, one minute)'
 	@echo 'make lab-crash   the lab killed fifty times leaves nothing behind (root, one minute)'
