@@ -172,7 +172,7 @@ impl<'lab> Field<'lab> {
 
     fn overlay(&self, carrier: Carrier) -> Result<Standing> {
         let (config, path) = match carrier {
-            Carrier::Tcp => ("[member]\nudp = false\n", "direct-tcp"),
+            Carrier::Tcp => ("[member]\ntransport = \"tcp\"\n", "direct-tcp"),
             Carrier::Relay => ("", "relay"),
             Carrier::Wire | Carrier::Udp => ("", "direct-udp"),
         };
