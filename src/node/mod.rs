@@ -506,6 +506,7 @@ impl Node {
             wg: &self.me.wg,
             local: &self.local,
             next_stream: &mut self.next_stream,
+            mtu: self.config.mtu,
             profile: &self.profile,
             observer: self.link.observer(),
         };

@@ -19,7 +19,7 @@ use crate::wire::super_packet;
 pub(super) const TAILROOM: usize = session::PADDING;
 /// Longest packet, bytes (RFC 791).
 const MAX_PACKET: usize = 65_535;
-/// Largest TCP segment offered to peers until full-sized packets are known to pass: 1,280 bytes (the least that IPv6
+/// Largest TCP segment offered to peers until larger packets are known to pass: 1,280 bytes (the least that IPv6
 /// networks carry, RFC 8200 5) less IPv6 40, UDP 8, WireGuard 32, relay header 4, padding to 16, inner IPv6 40 and TCP 20.
 /// A path of that MTU then never sees a packet that does not fit, so ssh does not hang after login.
 const SAFE_MSS: u16 = 1280 - 40 - 8 - 32 - 4 - 12 - 60;
@@ -40,8 +40,11 @@ impl Node {
         if let Some(path) = peer.path_mut() {
             path.handle_demand(now.instant);
         }
-        let full_size = matches!(&peer.kind, Kind::Mesh(mesh) if mesh.path.passes_full_size());
-        let mss = if full_size { mss_of(self.config.mtu, to.is_ipv6()) } else { SAFE_MSS };
+        let size = match &peer.kind {
+            Kind::Mesh(mesh) => mesh.path.size(self.config.mtu),
+            Kind::Stock { .. } => None,
+        };
+        let mss = size.map_or(SAFE_MSS, |size| mss_of(size, to.is_ipv6()));
         let _ = ip::clamp_mss(packet, mss);
         let padded = len + session::padding(len, self.config.mtu);
         let padded = if padded <= buffer.len() { padded } else { len };
@@ -173,7 +176,7 @@ impl Node {
     }
 }
 
-/// The TCP segment size that fits the device's MTU.
+/// The TCP segment size that fits packets of `mtu` bytes.
 fn mss_of(mtu: usize, is_v6: bool) -> u16 {
     let headers = if is_v6 { 60 } else { 40 };
     u16::try_from(mtu.saturating_sub(headers)).unwrap_or(u16::MAX)

@@ -18,6 +18,7 @@ pub mod effort;
 pub mod health;
 pub mod leg;
 mod relays;
+mod size;
 mod splice;
 mod streams;
 mod terms;
@@ -234,7 +235,7 @@ impl Path {
                     }
                 }
             }
-            Check::Success(transaction, _) if self.answered(leg, &keys, transaction, now) => {
+            Check::Success(transaction, _) if self.answered(leg, &keys, transaction, ctx.mtu, now) => {
                 self.heard(leg, now);
             }
             Check::Success(..) => return false,
@@ -380,10 +381,11 @@ impl Path {
         self.carrier
     }
 
-    /// Whether full-sized packets are known to pass what carries now without being fragmented.
+    /// The largest packet, up to the device's `mtu`, that is known to pass what carries now unfragmented.
     #[must_use]
-    pub fn passes_full_size(&self) -> bool {
-        self.carrier.is_some_and(|leg| leg.is_direct_stream() || self.ways.passes_full_size(leg))
+    pub fn size(&self, mtu: usize) -> Option<usize> {
+        let leg = self.carrier?;
+        if leg.is_direct_stream() { Some(mtu) } else { self.ways.size(leg) }
     }
 
     /// Whether super-packets may leave whole: a stream has no size that it passes, but a relay would have to cut them for
@@ -520,8 +522,15 @@ impl Path {
     }
 
     /// The peer answered by `leg`. False if that answers nothing that we asked there.
-    fn answered(&mut self, leg: Leg, keys: &PairKeys, transaction: TransactionId, now: Instant) -> bool {
-        if self.ways.full_size_answered(leg, transaction) {
+    fn answered(
+        &mut self,
+        leg: Leg,
+        keys: &PairKeys,
+        transaction: TransactionId,
+        mtu: usize,
+        now: Instant,
+    ) -> bool {
+        if self.ways.size_answered(leg, transaction, mtu, now) {
             return true;
         }
         if let Some(health) = self.health_mut(leg)

@@ -32,6 +32,8 @@ pub struct Ctx<'a> {
     pub local: &'a plan::Local,
     /// Number of the next stream or port.
     pub next_stream: &'a mut u32,
+    /// MTU of the device, bytes.
+    pub mtu: usize,
     /// What our own NATs do.
     pub profile: &'a Profile,
     /// Who tells what our TCP connections look like from outside.

@@ -4,12 +4,12 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::base::id::StreamId;
-use crate::base::rng::Rng;
 use crate::base::transmit::Via;
 use crate::path::Ctx;
 use crate::path::health::Duty;
 use crate::path::health::Health;
 use crate::path::leg::Leg;
+use crate::path::size::PathSize;
 use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
 use crate::wire::stun::TransactionId;
@@ -20,12 +20,6 @@ pub(super) const MAX_WAYS: usize = 8;
 const MARGIN: Duration = Duration::from_millis(3);
 /// In parts of a hundred of the old round trip.
 const MARGIN_SHARE: u32 = 80;
-/// A packet of this size must pass unfragmented before the peer's TCP is told of full-sized segments: bytes of padding
-/// in a probe that makes an outer IPv4 packet of 1,464 bytes (see `node::outbound`).
-const FULL_SIZE_PADDING: u16 = 1312;
-/// Full-sized probes per way.
-const FULL_SIZE_TRIES: u8 = 3;
-
 /// Direct ways, at most [`MAX_WAYS`].
 #[derive(Debug, Default)]
 pub(super) struct Ways {
@@ -39,14 +33,7 @@ struct Way {
     leg: Leg,
     keys: PairKeys,
     health: Health,
-    full_size: FullSize,
-}
-
-/// Whether full-sized packets are known to pass a way unfragmented.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum FullSize {
-    Unknown { tries: u8, last: Option<(TransactionId, Instant)> },
-    Passes,
+    size: PathSize,
 }
 
 impl Ways {
@@ -64,8 +51,8 @@ impl Ways {
                 self.dropped.extend(spare.stream());
             }
         }
-        let full_size = FullSize::Unknown { tries: 0, last: None };
-        self.all.push(Way { leg, keys: keys.clone(), health: Health::new(now), full_size });
+        let size = PathSize::default();
+        self.all.push(Way { leg, keys: keys.clone(), health: Health::new(now), size });
     }
 
     /// Sends the probes that are due.
@@ -79,28 +66,29 @@ impl Ways {
             }
             if way.health.is_proven()
                 && matches!(way.leg.via, Via::Udp(_))
-                && let Some(id) = way.full_size.next(now, numbers, ctx.rng)
+                && let Some((id, len)) = way.size.next(ctx.mtu, now, numbers, ctx.rng)
             {
-                let probe = way.keys.request(id, FULL_SIZE_PADDING);
+                let probe = way.keys.request_of(id, len);
                 ctx.outbox.push_unfragmented(way.leg.via, way.leg.to, &probe);
             }
         }
     }
 
-    /// Takes the answer to a full-sized probe; false if it answers none.
-    pub(super) fn full_size_answered(&mut self, leg: Leg, transaction: TransactionId) -> bool {
-        let asked =
-            self.all.iter_mut().find(|way| way.leg == leg && way.full_size.is_answered_by(transaction));
-        let answered = asked.is_some();
-        if let Some(way) = asked {
-            way.full_size = FullSize::Passes;
-        }
-        answered
+    /// Takes the answer to a probe of the way's size; false if it answers none.
+    pub(super) fn size_answered(
+        &mut self,
+        leg: Leg,
+        transaction: TransactionId,
+        mtu: usize,
+        now: Instant,
+    ) -> bool {
+        let way = self.all.iter_mut().find(|way| way.leg == leg);
+        way.is_some_and(|way| way.size.on_answer(transaction, mtu, now))
     }
 
-    /// Whether full-sized packets are known to pass `leg` without being fragmented.
-    pub(super) fn passes_full_size(&self, leg: Leg) -> bool {
-        self.all.iter().any(|way| way.leg == leg && way.full_size == FullSize::Passes)
+    /// The largest packet that is known to pass `leg` unfragmented, bytes.
+    pub(super) fn size(&self, leg: Leg) -> Option<usize> {
+        self.all.iter().find(|way| way.leg == leg)?.size.proven()
     }
 
     /// The proven way with the best round trip, among datagrams where there are some; `carrier` stays unless another is
@@ -167,25 +155,6 @@ impl Way {
             Via::Stream(id) => Some(id),
             Via::Udp(_) => None,
         }
-    }
-}
-
-impl FullSize {
-    fn is_answered_by(self, transaction: TransactionId) -> bool {
-        matches!(self, Self::Unknown { last: Some((id, _)), .. } if id == transaction)
-    }
-
-    /// The next full-sized probe, if one is due.
-    fn next(&mut self, now: Instant, numbers: &mut Numbers, rng: &mut Rng) -> Option<TransactionId> {
-        let Self::Unknown { tries, last } = self else { return None };
-        let waited = last.is_none_or(|(_, at)| now >= at + Duration::from_secs(1));
-        if *tries >= FULL_SIZE_TRIES || !waited {
-            return None;
-        }
-        let id = numbers.next(rng);
-        *tries += 1;
-        *last = Some((id, now));
-        Some(id)
     }
 }
 

@@ -146,6 +146,15 @@ impl PairKeys {
         self.emit(stun::Class::Request, transaction, attributes)
     }
 
+    /// A check that is a datagram of `len` bytes, or up to 3 more.
+    #[must_use]
+    pub fn request_of(&self, transaction: stun::TransactionId, len: usize) -> Vec<u8> {
+        /// Bytes before an attribute's value (RFC 8489 14).
+        const ATTRIBUTE: usize = 4;
+        let padding = len.saturating_sub(self.request(transaction, 0).len() + ATTRIBUTE);
+        self.request(transaction, u16::try_from(padding).unwrap_or(u16::MAX))
+    }
+
     /// The answer to a check that came from `from`.
     #[must_use]
     pub fn success(&self, transaction: stun::TransactionId, from: SocketAddr) -> Vec<u8> {
