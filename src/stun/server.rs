@@ -1,4 +1,4 @@
-//! The stateless Binding server: tells anyone who asks where the question came from, and nothing else.
+//! The stateless Binding answer: tells anyone who asks where the question came from, and nothing else.
 //!
 //! Anyone may ask, with any source address that he can forge, so the server must not be worth abusing:
 //!
@@ -7,19 +7,14 @@
 //!   reflection is worth an attacker's while from about 10. Every other answer is no longer than its request.
 //! * It never answers an answer, so two servers cannot be set upon each other, and it never sends to a port where some
 //!   other protocol answers everything (echo, DNS, NTP, ...), nor to a source that is no single host.
-//! * [`Limiter`] bounds what one source gets; the caller asks it first.
+//! * [`super::limiter::Limiter`] bounds what one source gets; the caller asks it first.
 //!
 //! Requests with USERNAME or an integrity hash are somebody else's: a broker's registrations, a peer's probes.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::net::Ipv6Addr;
 use std::net::SocketAddr;
-use std::time::Duration;
-use std::time::Instant;
 
 use crate::base::addr::canonical;
-use crate::base::schedule::Bucket;
 use crate::wire::stun::Attribute;
 use crate::wire::stun::BINDING;
 use crate::wire::stun::Class;
@@ -87,66 +82,8 @@ fn emit(answer: &Message, received: &Received<'_>) -> Vec<u8> {
     answer.emit_classic(received.cookie)
 }
 
-/// How often a source may ask at once: a NAT in front of a large office is one source.
-const BURST: u32 = 64;
-/// How often a source may ask in the long run, per second.
-const PER_SECOND: f64 = 32.0;
-/// How many sources are told apart; about 64 bytes each.
-const SOURCES: usize = 8192;
-/// What all further sources share, at once and per second: new ones still get through while the table is full.
-const STRANGERS: u32 = 1024;
-/// How often the table is swept when it is full.
-const SWEEP: Duration = Duration::from_secs(1);
-
-/// What each source may ask. Its memory is bounded: a source is an IPv4 address or an IPv6 /64, and when there are more
-/// than 8192 at a time, the rest share one allowance.
-#[derive(Debug)]
-pub struct Limiter {
-    sources: BTreeMap<IpAddr, Bucket>,
-    strangers: Bucket,
-    swept: Instant,
-}
-
-impl Limiter {
-    /// Nobody asked yet.
-    #[must_use]
-    pub fn new(now: Instant) -> Self {
-        Self {
-            sources: BTreeMap::new(),
-            strangers: Bucket::new(STRANGERS, f64::from(STRANGERS), now),
-            swept: now,
-        }
-    }
-
-    /// Whether one more request of `source` may be answered.
-    pub fn allow(&mut self, source: SocketAddr, now: Instant) -> bool {
-        let source = prefix(source.ip());
-        if let Some(bucket) = self.sources.get_mut(&source) {
-            return bucket.take(now);
-        }
-        if self.sources.len() >= SOURCES && now.saturating_duration_since(self.swept) >= SWEEP {
-            self.swept = now;
-            self.sources.retain(|_, bucket| !bucket.is_full(now));
-        }
-        if self.sources.len() >= SOURCES {
-            return self.strangers.take(now);
-        }
-        self.sources.entry(source).or_insert_with(|| Bucket::new(BURST, PER_SECOND, now)).take(now)
-    }
-}
-
-/// One customer: an IPv4 address, an IPv6 /64.
-fn prefix(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        v4 @ IpAddr::V4(_) => v4,
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
     use crate::wire::stun::Integrity;
     use crate::wire::stun::TransactionId;
@@ -234,44 +171,11 @@ mod tests {
         assert!(answer(&harmless, "203.0.113.5:4242").is_some(), "it asks for no change");
     }
 
-    #[test]
-    fn one_source_cannot_ask_for_ever_and_does_not_hinder_another() {
-        let t0 = origin();
-        let mut limiter = Limiter::new(t0);
-        let (greedy, other) = ("[2001:db8::1]:1".parse().unwrap(), "[2001:db8:0:1::1]:1".parse().unwrap());
-        assert_eq!((0..1000).filter(|_| limiter.allow(greedy, t0)).count(), 64);
-        assert!(!limiter.allow("[2001:db8::2]:9".parse().unwrap(), t0), "the same /64 is the same source");
-        assert!(limiter.allow(other, t0));
-        let later = t0 + Duration::from_secs(1);
-        assert_eq!((0..1000).filter(|_| limiter.allow(greedy, later)).count(), 32);
-    }
-
-    #[test]
-    fn a_flood_of_forged_sources_has_a_bound_in_memory_and_in_answers() {
-        let t0 = origin();
-        let mut limiter = Limiter::new(t0);
-        let known = "192.0.2.1:1".parse().unwrap();
-        assert!(limiter.allow(known, t0));
-        let flood = (0..20_000u32).map(|n| SocketAddr::new(Ipv4Addr::from(0x0a00_0000 + n).into(), 1));
-        let answered = flood.filter(|source| limiter.allow(*source, t0)).count();
-        assert_eq!(answered, SOURCES - 1 + 1024);
-        assert_eq!(limiter.sources.len(), SOURCES);
-        assert!(limiter.allow(known, t0), "who was there before is served");
-        let later = t0 + Duration::from_secs(60);
-        assert!(limiter.allow("198.51.100.9:1".parse().unwrap(), later));
-        assert_eq!(limiter.sources.len(), 1, "whoever was quiet is forgotten");
-    }
-
     fn answer(bytes: &[u8], from: &str) -> Option<Vec<u8>> {
         respond(&Received::parse(bytes).unwrap(), from.parse().unwrap(), LOCAL.parse().unwrap())
     }
 
     fn request() -> Message {
         Message::request(BINDING, TransactionId([7; 12]))
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "a test needs some origin to count from")]
-    fn origin() -> Instant {
-        Instant::now()
     }
 }
