@@ -13,7 +13,7 @@
 //! | 5 | `node` | thinking | a whole member of the mesh as one value |
 //! | 4 | `discovery` | thinking | how the NATs before this machine treat UDP and TCP |
 //! | 4 | `path` | thinking | which way to one peer, and how to get a better one |
-//! | 3 | `stun` `punch` `relay` `broker` `tunnel` | thinking | one protocol each |
+//! | 3 | `stun` `stunt` `punch` `relay` `broker` `tunnel` | thinking | one protocol each |
 //! | 3 | `io` `device` | acting | the kernel's doors: sockets, netlink, TUN |
 //! | 2 | `wire` | thinking | every byte layout that crosses the network |
 //! | 1 | `identity` `nat` | thinking | keys, certificates and names; what NATs do |
@@ -34,6 +34,7 @@ pub mod io;
 pub mod punch;
 pub mod relay;
 pub mod stun;
+pub mod stunt;
 pub mod tunnel;
 
 pub mod discovery;

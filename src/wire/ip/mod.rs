@@ -1,4 +1,4 @@
-//! A read-only view of an IP packet: as much as routing and source checks need.
+//! A read-only view of an IP packet, as much as routing and source checks need; making one is in [`emit`].
 //!
 //! ```text
 //! IPv4 (RFC 791)                                   IPv6 (RFC 8200)
@@ -13,6 +13,7 @@
 //! Packets come from this machine's kernel or, out of the tunnel, from a peer: nothing in them is believed. Lengths are
 //! checked against the buffer, extension headers are counted. Checksums are the receiving kernel's to check.
 
+pub mod emit;
 mod mss;
 #[cfg(test)]
 mod tests;

@@ -32,6 +32,7 @@
 //! of the attributes are our own. Of the ready-made ones `stun_codec` re-encodes what it decoded before it checks, and
 //! `stun-rs` brings string preparation and quoting for a user database that this network does not have.
 
+pub mod captured;
 mod codec;
 pub mod stunt;
 #[cfg(test)]

@@ -14,14 +14,15 @@
 //! capabilities   1 connects back   2 has a silent port   4 tells the SYN of this connection
 //!                8 sees what comes to the silent port   16 answers there with RST, ICMP, SYNACK
 //! family         1 IPv4   2 IPv6
-//! action         0 connect   1 RST   2 ICMP of the given type and code   3 SYNACK
+//! action         0 connect   1 RST   2 ICMP of the given type and code   3 SYNACK   4 wait
 //! port           0 the main one   1 the alternate one   2 the silent one   3 any other
 //! outcome        0 silence   1 connected   2 RST   3 ICMP of the given type and code   4 sent
 //! ```
 //!
 //! An `address` is a place in the list of STUNT-SERVER, where the address that was asked stands first. A port of 0 in
-//! STUNT-SERVER says that there is none. `watch` counts tenths of a second. `target port` 0 is the port from which the
-//! server sees the request come.
+//! STUNT-SERVER says that there is none. `watch` counts tenths of a second; a server watches 8 s at most. `target port` 0
+//! is, for whatever comes from the silent port, the one of the newest SYN that came there, and otherwise the one from which
+//! the request came. For "wait" it holds seconds.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -86,7 +87,8 @@ pub struct Probe {
     pub address: u8,
     /// From which port of it.
     pub port: Port,
-    /// At which port of the asker's own address; `None` is the one that the request came from.
+    /// At which port of the asker's own address. `None` is, from [`Port::Silent`], the one of the newest SYN that came
+    /// there, if the server sees those; otherwise the one that the request came from.
     pub target: Option<u16>,
     /// How long to wait for an answer; in steps of 0.1 s.
     pub watch: Duration,
@@ -108,6 +110,11 @@ pub enum Action {
     },
     /// Answer it with SYN and ACK, as a peer would that listens there.
     SynAck,
+    /// Nothing but to answer this request so much later, and to send nothing before: does the mapping live so long?
+    Wait {
+        /// Seconds.
+        seconds: u16,
+    },
 }
 
 /// A port of the server.
@@ -256,6 +263,11 @@ pub(super) fn put_probe(writer: &mut Writer, probe: &Probe) {
         Action::Reset => (1, 0, 0),
         Action::Icmp { kind, code } => (2, kind, code),
         Action::SynAck => (3, 0, 0),
+        Action::Wait { .. } => (4, 0, 0),
+    };
+    let target = match probe.action {
+        Action::Wait { seconds } => seconds,
+        _ => probe.target.unwrap_or(0),
     };
     let port = match probe.port {
         Port::Main => 0,
@@ -265,21 +277,23 @@ pub(super) fn put_probe(writer: &mut Writer, probe: &Probe) {
     };
     let steps = probe.watch.as_millis() / WATCH_STEP.as_millis();
     writer.u8(action).u8(probe.address).u8(port).u8(u8::try_from(steps).unwrap_or(u8::MAX));
-    writer.u16(probe.target.unwrap_or(0)).u8(kind).u8(code);
+    writer.u16(target).u8(kind).u8(code);
 }
 
 pub(super) fn take_probe(reader: &mut Reader<'_>) -> Result<Probe, WireError> {
     let [action, address, port, watch] = reader.array()?;
     let target = reader.u16()?;
     let [kind, code] = reader.array()?;
+    let action = match action {
+        0 => Action::Connect,
+        1 => Action::Reset,
+        2 => Action::Icmp { kind, code },
+        3 => Action::SynAck,
+        4 => Action::Wait { seconds: target },
+        _ => return Err(WireError::Invalid),
+    };
     Ok(Probe {
-        action: match action {
-            0 => Action::Connect,
-            1 => Action::Reset,
-            2 => Action::Icmp { kind, code },
-            3 => Action::SynAck,
-            _ => return Err(WireError::Invalid),
-        },
+        action,
         address,
         port: match port {
             0 => Port::Main,
@@ -288,7 +302,7 @@ pub(super) fn take_probe(reader: &mut Reader<'_>) -> Result<Probe, WireError> {
             3 => Port::Any,
             _ => return Err(WireError::Invalid),
         },
-        target: (target != 0).then_some(target),
+        target: (target != 0 && !matches!(action, Action::Wait { .. })).then_some(target),
         watch: WATCH_STEP.saturating_mul(u32::from(watch)),
     })
 }
@@ -379,7 +393,8 @@ pub(super) mod arbitrary {
             Just(Action::Connect),
             Just(Action::Reset),
             any::<(u8, u8)>().prop_map(|(kind, code)| Action::Icmp { kind, code }),
-            Just(Action::SynAck)
+            Just(Action::SynAck),
+            any::<u16>().prop_map(|seconds| Action::Wait { seconds })
         ];
         let port = prop_oneof![Just(Port::Main), Just(Port::Alternate), Just(Port::Silent), Just(Port::Any)];
         (action, any::<u8>(), port, proptest::option::of(1..=u16::MAX), any::<u8>()).prop_map(
@@ -387,7 +402,7 @@ pub(super) mod arbitrary {
                 action,
                 address,
                 port,
-                target,
+                target: target.filter(|_| !matches!(action, Action::Wait { .. })),
                 watch: WATCH_STEP * u32::from(steps),
             },
         )
@@ -458,7 +473,7 @@ mod tests {
         let server = take_server(&mut Reader::new(&newer)).unwrap().unwrap();
         assert_eq!(server.addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
         assert_eq!((server.port, server.alternate, server.silent), (1, None, Some(3)));
-        assert_eq!(take_probe(&mut Reader::new(&[4, 0, 0, 0, 0, 0, 0, 0])), Err(WireError::Invalid));
+        assert_eq!(take_probe(&mut Reader::new(&[5, 0, 0, 0, 0, 0, 0, 0])), Err(WireError::Invalid));
         assert_eq!(take_probe(&mut Reader::new(&[0, 0, 4, 0, 0, 0, 0, 0])), Err(WireError::Invalid));
         assert_eq!(take_outcome(&mut Reader::new(&[5, 0, 0, 0, 0, 0, 0, 0])), Err(WireError::Invalid));
     }
