@@ -80,7 +80,7 @@ impl Grid {
     #[must_use]
     pub fn seen(&self, local: SocketAddr) -> SocketAddr {
         let homes = self.homes(local.ip());
-        SocketAddr::new(homes.first().map_or(local.ip(), |home| home.seen), local.port())
+        SocketAddr::new(homes.first().map_or_else(|| local.ip(), |home| home.seen), local.port())
     }
 }
 

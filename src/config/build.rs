@@ -275,10 +275,48 @@ impl Source<'_> {
     }
 
     fn stun(&self, stun: &file::Stun) -> Result<Stun, ConfigError> {
-        Ok(Stun {
-            enabled: stun.enabled.unwrap_or(false),
-            listen: self.listen("stun.listen", stun.listen.as_deref(), STUN_PORT)?,
-        })
+        let listen = self.listen("stun.listen", stun.listen.as_deref(), STUN_PORT)?;
+        let port = listen.first().map_or(STUN_PORT, |at| at.addr.port());
+        if listen.iter().any(|at| at.addr.port() != port) {
+            return Err(self.wrong("stun.listen", "must hold the same port with every address"));
+        }
+        for family in [SocketAddr::is_ipv4, SocketAddr::is_ipv6] {
+            let ours: Vec<&Listen> = listen.iter().filter(|at| family(&at.addr)).collect();
+            if ours.len() > 1 && ours.iter().any(|at| at.addr.ip().is_unspecified()) {
+                return Err(self.wrong(
+                    "stun.listen",
+                    "holds every address of the machine and one of them: name those that others can reach",
+                ));
+            }
+        }
+        let advertise = stun.advertise.as_deref().unwrap_or_default();
+        if !advertise.is_empty() && advertise.len() != listen.len() {
+            return Err(
+                self.wrong("stun.advertise", "must name one address for each in `listen`, in the same order")
+            );
+        }
+        let parse = |text: &String| {
+            let problem =
+                |_| self.wrong("stun.advertise", &format!("holds {text:?}, which is no IP address"));
+            text.parse::<IpAddr>().map_err(problem)
+        };
+        let advertise: Vec<IpAddr> = advertise.iter().map(parse).collect::<Result<_, _>>()?;
+        if listen.iter().zip(&advertise).any(|(at, seen)| at.addr.is_ipv4() != seen.is_ipv4()) {
+            return Err(self.wrong("stun.advertise", "must name addresses of the same family as `listen`"));
+        }
+        // As written, or the ports behind the first one; 0 is none.
+        let other = |written: Option<u16>, step: u16| {
+            written.or_else(|| port.checked_add(step).filter(|_| port != 0)).filter(|other| *other != 0)
+        };
+        let (alternate_port, silent_port) = (other(stun.alternate_port, 1), other(stun.silent_port, 2));
+        if alternate_port == Some(port)
+            || silent_port == Some(port)
+            || (silent_port.is_some() && alternate_port == silent_port)
+        {
+            let key = if alternate_port == Some(port) { "stun.alternate_port" } else { "stun.silent_port" };
+            return Err(self.wrong(key, "must be another port; 0 is none"));
+        }
+        Ok(Stun { enabled: stun.enabled, listen, advertise, alternate_port, silent_port })
     }
 
     fn wireguard_peers(&self, around: &Surroundings<'_>) -> Result<Vec<WireguardPeer>, ConfigError> {

@@ -30,7 +30,7 @@ fn an_empty_file_gives_the_defaults() {
     assert_eq!(s.network.prefix.to_string(), "10.77.0.0/16");
     assert_eq!((s.member.mtu, s.member.listen_port, s.member.udp, s.member.relay), (1380, 0, true, true));
     assert!(s.member.offload);
-    assert_eq!((s.broker.enabled, s.relay.enabled, s.stun.enabled), (None, None, false));
+    assert_eq!((s.broker.enabled, s.relay.enabled, s.stun.enabled), (None, None, None));
     let listen: Vec<_> = s.broker.listen.iter().map(|l| (l.addr.to_string(), l.optional)).collect();
     assert_eq!(listen, [("0.0.0.0:6060".to_owned(), false), ("[::]:6060".to_owned(), true)]);
     assert_eq!((s.relay.bytes_per_second, s.relay.splice_ports), (None, Some(20_000..=20_999)));

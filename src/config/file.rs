@@ -85,7 +85,13 @@ sections! {
         brokers: Vec<String>,
     }
     /// `[stun]`
-    Stun { enabled: bool, listen: Vec<String>, }
+    Stun {
+        enabled: bool,
+        listen: Vec<String>,
+        advertise: Vec<String>,
+        alternate_port: u16,
+        silent_port: u16,
+    }
     /// `[[wireguard_peer]]`
     WireguardPeer {
         name: String,

@@ -96,7 +96,17 @@ pub const SECTIONS: &[Section] = &[
             ("brokers", Texts),
         ],
     },
-    Section { name: "stun", repeated: false, keys: &[("enabled", Flag), ("listen", Texts)] },
+    Section {
+        name: "stun",
+        repeated: false,
+        keys: &[
+            ("enabled", Flag),
+            ("listen", Texts),
+            ("advertise", Texts),
+            ("alternate_port", Whole(PORT)),
+            ("silent_port", Whole(PORT)),
+        ],
+    },
     Section {
         name: "wireguard_peer",
         repeated: true,

@@ -1,6 +1,7 @@
 //! What the program does: every setting present, checked and in its final type. `build.rs` is the way here.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -184,10 +185,16 @@ pub struct Relay {
 /// `[stun]`
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Stun {
-    /// Whether to serve STUN on a port of its own.
-    pub enabled: bool,
-    /// Where it listens, UDP.
+    /// As written; without it, there is a STUN server if there is a broker.
+    pub enabled: Option<bool>,
+    /// Where it listens, UDP and TCP, everywhere at the same port.
     pub listen: Vec<Listen>,
+    /// What others call those addresses, in the same order; empty if they are the same.
+    pub advertise: Vec<IpAddr>,
+    /// The second port that answers.
+    pub alternate_port: Option<u16>,
+    /// The TCP port that never answers.
+    pub silent_port: Option<u16>,
 }
 
 /// One `[[wireguard_peer]]`: a stock WireGuard client.

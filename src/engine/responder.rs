@@ -3,7 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 use std::net::UdpSocket;
-use std::os::fd::AsFd as _;
+use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -21,8 +22,9 @@ use crate::base::addr::canonical;
 use crate::sys::option;
 use crate::sys::pktinfo;
 
-/// Largest datagram that is looked at; what is longer is cut, and then no message of ours.
-const MAX_DATAGRAM: usize = 1500;
+/// Largest datagram that is looked at: one with the 1500 bytes of PADDING that RFC 5780 7.6 is for. What is longer is cut, and
+/// then no message of ours.
+const MAX_DATAGRAM: usize = 2048;
 /// Datagrams taken between two looks at the stop signal.
 const BATCH: usize = 256;
 /// Connections that wait to be accepted, per address.
@@ -33,6 +35,13 @@ const PORT_TRIES: usize = 16;
 /// Ends the threads that watch it, all at once and for ever.
 #[derive(Clone, Debug)]
 pub struct Stop(Arc<OwnedFd>);
+
+impl AsFd for Stop {
+    /// Readable from the signal on.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl Stop {
     /// Not yet.
@@ -104,19 +113,21 @@ fn serve(
     }
 }
 
-/// TCP and UDP on the same address and port, also when the kernel chooses the port.
+/// TCP and UDP on the same address and port, also when the kernel chooses the port. With `shared`, sockets that connect from
+/// this port may be opened beside the listener.
 ///
 /// # Errors
 /// Which of the two cannot be had, and why.
-pub fn open_pair(addr: SocketAddr) -> Result<(std::net::TcpListener, UdpSocket), OpenError> {
+pub fn open_pair(addr: SocketAddr, shared: bool) -> Result<(std::net::TcpListener, UdpSocket), OpenError> {
     let tries = if addr.port() == 0 { PORT_TRIES } else { 1 };
     let mut failed = io::ErrorKind::AddrInUse.into();
     for _ in 0..tries {
-        let tcp = open(addr, Type::STREAM, Protocol::TCP).map_err(|error| OpenError("TCP", addr, error))?;
+        let tcp =
+            open(addr, Type::STREAM, Protocol::TCP, shared).map_err(|error| OpenError("TCP", addr, error))?;
         tcp.listen(BACKLOG).map_err(|error| OpenError("TCP", addr, error))?;
         let tcp = std::net::TcpListener::from(tcp);
         let bound = tcp.local_addr().map_err(|error| OpenError("TCP", addr, error))?;
-        match open(bound, Type::DGRAM, Protocol::UDP) {
+        match open(bound, Type::DGRAM, Protocol::UDP, false) {
             Ok(udp) => return Ok((tcp, udp.into())),
             Err(error) => failed = error,
         }
@@ -131,7 +142,7 @@ pub fn open_pair(addr: SocketAddr) -> Result<(std::net::TcpListener, UdpSocket),
 )]
 pub struct OpenError(&'static str, SocketAddr, io::Error);
 
-fn open(addr: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+fn open(addr: SocketAddr, kind: Type, protocol: Protocol, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), kind, Some(protocol))?;
     if addr.is_ipv6() {
         // 0.0.0.0 and [::] are two sockets, so that each member has one spelling.
@@ -140,6 +151,9 @@ fn open(addr: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> 
     if kind == Type::STREAM {
         // After a restart the old connections wait in TIME-WAIT for a minute.
         socket.set_reuse_address(true)?;
+    }
+    if shared {
+        socket.set_reuse_port(true)?;
     }
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::from(addr))?;
@@ -152,15 +166,15 @@ mod tests {
 
     #[test]
     fn tcp_and_udp_share_a_port_that_the_kernel_chose() {
-        let (tcp, udp) = open_pair("127.0.0.1:0".parse().unwrap()).unwrap();
+        let (tcp, udp) = open_pair("127.0.0.1:0".parse().unwrap(), false).unwrap();
         assert_eq!(tcp.local_addr().unwrap(), udp.local_addr().unwrap());
-        let error = open_pair(tcp.local_addr().unwrap()).map(drop).unwrap_err();
+        let error = open_pair(tcp.local_addr().unwrap(), true).map(drop).unwrap_err();
         assert!(error.to_string().contains("another server"), "{error}");
     }
 
     #[test]
     fn an_answer_leaves_from_the_address_that_was_asked_until_the_stop() {
-        let (_tcp, udp) = open_pair("0.0.0.0:0".parse().unwrap()).unwrap();
+        let (_tcp, udp) = open_pair("0.0.0.0:0".parse().unwrap(), false).unwrap();
         let port = udp.local_addr().unwrap().port();
         let stop = Stop::new().unwrap();
         let echo = |bytes: &[u8], _: SocketAddr, at: SocketAddr| {

@@ -26,6 +26,7 @@ use crate::engine::relay_role;
 use crate::engine::relay_role::Beside;
 use crate::engine::relay_role::RunningRelay;
 use crate::engine::stun_server;
+use crate::engine::stun_server::Places;
 use crate::engine::stun_server::StunServer;
 use crate::identity::certificate::Roles;
 use crate::identity::credentials::Credentials;
@@ -276,8 +277,26 @@ impl Servers {
     }
 
     fn start_stun(&mut self, settings: &Settings) -> anyhow::Result<()> {
-        if settings.stun.enabled {
-            self.stun = Some(StunServer::start(usable(&settings.stun.listen))?);
+        let stun = &settings.stun;
+        let wanted = stun.enabled.unwrap_or_else(|| self.broker.is_some());
+        if !wanted {
+            return Ok(());
+        }
+        let places = Places {
+            listen: usable(&stun.listen),
+            advertise: stun.advertise.clone(),
+            alternate: stun.alternate_port,
+            silent: stun.silent_port,
+        };
+        match StunServer::start(&places) {
+            Ok(running) => self.stun = Some(running),
+            // Members do without it, if nobody has asked for it.
+            Err(error) if stun.enabled.is_none() => {
+                tracing::warn!(
+                    "no STUN server runs beside the broker: {error:#}; set stun.enabled = false if that is as it should be"
+                );
+            }
+            Err(error) => return Err(error),
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ use crate::wire::stun::Received;
 
 /// Ports that answer whatever comes: echo, discard, daytime, quote, chargen, DNS, NTP, SSDP, mDNS, memcached. 0 is none.
 const LOOPING_PORTS: [u16; 11] = [0, 7, 9, 13, 17, 19, 53, 123, 1900, 5353, 11_211];
-/// CHANGE-REQUEST, RESPONSE-PORT and PADDING (RFC 5780): understood, and not done for strangers.
+/// CHANGE-REQUEST, RESPONSE-PORT and PADDING (RFC 5780): understood, and not done here.
 const CHANGE_REQUEST: u16 = 0x0003;
 const RESPONSE_PORT: u16 = 0x0027;
 const PADDING: u16 = 0x0026;

@@ -97,8 +97,7 @@ mod tests {
 
     #[test]
     fn segments_answer_the_syn() {
-        for (bytes, flags, sequence) in
-            [(reset(&syn()), RST | ACK, 0), (syn_ack(&syn(), 99), SYN | ACK, 99)]
+        for (bytes, flags, sequence) in [(reset(&syn()), RST | ACK, 0), (syn_ack(&syn(), 99), SYN | ACK, 99)]
         {
             let (from, to, segment) = captured::read(&bytes).unwrap();
             assert_eq!((from, to), (syn().to, syn().from));
@@ -118,7 +117,11 @@ mod tests {
         assert_eq!(head[..2], [11, 0]);
         assert_eq!(emit::checksum(&[outer.payload()]), 0);
         assert_eq!(quoted.len(), 28);
-        assert_eq!((quoted[8], emit::checksum(&[&quoted[..20]])), (1, 0), "it died here, with a right checksum");
+        assert_eq!(
+            (quoted[8], emit::checksum(&[&quoted[..20]])),
+            (1, 0),
+            "it died here, with a right checksum"
+        );
         assert_eq!(quoted[12..16], [203, 0, 113, 5]);
         assert_eq!(quoted[20..28], [0x10, 0x92, 0x0d, 0x98, 0xff, 0xff, 0xff, 0xff]);
     }

@@ -2,7 +2,8 @@
 
 use std::os::raw::c_int;
 
-/// Words of the room, so that it is aligned as `cmsghdr` wants: the largest message is IPv6's pktinfo, 16 + 20 bytes.
+/// Words of the room, so that it is aligned as `cmsghdr` wants: the largest message is an IPv6 error with its reporter,
+/// 16 + 16 + 28 bytes.
 const WORDS: usize = 8;
 
 /// What a call needs besides the datagram itself.

@@ -14,12 +14,23 @@ const ROOM: usize = 128;
 #[repr(C, align(8))]
 struct Room([u8; ROOM]);
 
-/// Takes the oldest error without waiting: the router or host that reported it. `None` if there is none, or the machine
-/// itself found it. The socket must have asked for them ([`crate::sys::option::receive_errors`]).
+/// An ICMP error (RFC 792, RFC 4443).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reported {
+    /// Its type.
+    pub kind: u8,
+    /// Its code.
+    pub code: u8,
+    /// The router or host that reported it.
+    pub by: IpAddr,
+}
+
+/// Takes the oldest error without waiting. `None` if there is none, or the machine itself found it. The socket must have
+/// asked for them ([`crate::sys::option::receive_errors`]).
 ///
 /// # Errors
 /// As recvmsg(2).
-pub fn take_reporter(socket: impl AsFd) -> io::Result<Option<IpAddr>> {
+pub fn take(socket: impl AsFd) -> io::Result<Option<Reported>> {
     let mut room = Room([0; ROOM]);
     // SAFETY: all-zero bytes are a valid `msghdr`: integers and pointers that may be null.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -34,10 +45,10 @@ pub fn take_reporter(socket: impl AsFd) -> io::Result<Option<IpAddr>> {
         let error = io::Error::last_os_error();
         return if error.kind() == io::ErrorKind::WouldBlock { Ok(None) } else { Err(error) };
     }
-    Ok(reporter(&header))
+    Ok(reported(&header))
 }
 
-fn reporter(header: &libc::msghdr) -> Option<IpAddr> {
+fn reported(header: &libc::msghdr) -> Option<Reported> {
     // SAFETY: the kernel has filled the control buffer and set its length; the macros walk it within that length. What is
     // read is checked against the message's length before.
     unsafe {
@@ -57,14 +68,18 @@ fn reporter(header: &libc::msghdr) -> Option<IpAddr> {
                 {
                     let address = offender.cast::<libc::sockaddr_in>().read_unaligned();
                     let known = i32::from(address.sin_family) == libc::AF_INET;
-                    return known.then(|| Ipv4Addr::from(address.sin_addr.s_addr.to_ne_bytes()).into());
+                    let by = Ipv4Addr::from(address.sin_addr.s_addr.to_ne_bytes()).into();
+                    let error = data.cast::<libc::sock_extended_err>().read_unaligned();
+                    return known.then_some(Reported { kind: error.ee_type, code: error.ee_code, by });
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_RECVERR)
                     if holds(error_size + size_of::<libc::sockaddr_in6>()) =>
                 {
                     let address = offender.cast::<libc::sockaddr_in6>().read_unaligned();
                     let known = i32::from(address.sin6_family) == libc::AF_INET6;
-                    return known.then(|| Ipv6Addr::from(address.sin6_addr.s6_addr).into());
+                    let by = Ipv6Addr::from(address.sin6_addr.s6_addr).into();
+                    let error = data.cast::<libc::sock_extended_err>().read_unaligned();
+                    return known.then_some(Reported { kind: error.ee_type, code: error.ee_code, by });
                 }
                 _ => message = libc::CMSG_NXTHDR(header, message),
             }
@@ -85,9 +100,10 @@ mod tests {
         let gone = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         option::receive_errors(&socket, true).unwrap();
-        assert_eq!(take_reporter(&socket).unwrap(), None, "nothing was sent yet");
+        assert_eq!(take(&socket).unwrap(), None, "nothing was sent yet");
         socket.send_to(b"anybody?", gone).unwrap();
-        assert_eq!(take_reporter(&socket).unwrap(), Some("127.0.0.1".parse().unwrap()));
-        assert_eq!(take_reporter(&socket).unwrap(), None, "it is told once");
+        let refusal = Reported { kind: 3, code: 3, by: "127.0.0.1".parse().unwrap() };
+        assert_eq!(take(&socket).unwrap(), Some(refusal));
+        assert_eq!(take(&socket).unwrap(), None, "it is told once");
     }
 }

@@ -107,13 +107,53 @@ pub fn initial_sequence(socket: impl AsFd) -> io::Result<u32> {
     next.map(|next| next.cast_unsigned().wrapping_sub(1))
 }
 
+/// Makes connections that this listener accepts keep the headers of their SYN (`TCP_SAVE_SYN`, Linux 4.2).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn save_syn(listener: impl AsFd) -> io::Result<()> {
+    set(&listener, libc::IPPROTO_TCP, libc::TCP_SAVE_SYN, 1)
+}
+
+/// The SYN of an accepted connection, IP header first; empty if it was not kept. It is told once.
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn saved_syn(stream: impl AsFd) -> io::Result<Vec<u8>> {
+    /// IPv6 header and the largest TCP header (RFC 9293 3.1), rounded up.
+    const ROOM: usize = 128;
+    let mut buffer = vec![0_u8; ROOM];
+    let mut len = libc::socklen_t::try_from(ROOM).expect("a few bytes");
+    // SAFETY: the descriptor is open (it is borrowed); the kernel writes at most `len` bytes, the size of `buffer`, into it
+    // and the length that it wrote into `len`. Both live until the call returns.
+    let status = unsafe {
+        libc::getsockopt(
+            stream.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_SAVED_SYN,
+            buffer.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if status != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    buffer.truncate(usize::try_from(len).unwrap_or(0));
+    Ok(buffer)
+}
+
 /// Leaves UDP checksums out (`SO_NO_CHECK`): the kernel does not segment such datagrams.
 #[cfg(test)]
 pub(crate) fn skip_checksums(socket: impl AsFd) -> io::Result<()> {
     set(&socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1)
 }
 
-fn set(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c_int) -> io::Result<()> {
+pub(super) fn set(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     let len = libc::socklen_t::try_from(size_of_val(&value)).expect("an int has 4 bytes");
     // SAFETY: the descriptor is open (it is borrowed), and the kernel reads `len` bytes, the size of `value`, from a
     // pointer to `value`, which lives until the call returns.

@@ -492,7 +492,7 @@ type Sockets = (Vec<std::net::TcpListener>, Vec<std::net::UdpSocket>);
 fn open_sockets(listen: &[Listen]) -> anyhow::Result<Sockets> {
     let (mut tcp, mut udp) = (Vec::new(), Vec::new());
     for Listen { addr, optional } in listen {
-        match responder::open_pair(*addr) {
+        match responder::open_pair(*addr, false) {
             Ok((listener, socket)) => {
                 tcp.push(listener);
                 udp.push(socket);

@@ -145,7 +145,7 @@ pub(super) fn trace(
         let finding = match sent {
             Ok(sockets) => {
                 tokio::time::sleep(TRACE_WAIT).await;
-                let who = |(ttl, socket)| Some((ttl, errors::take_reporter(socket).ok()??));
+                let who = |(ttl, socket)| Some((ttl, errors::take(socket).ok()??.by));
                 Finding::Routers(sockets.into_iter().filter_map(who).collect())
             }
             Err(error) => failed("a packet that expires", &error),

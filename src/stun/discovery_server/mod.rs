@@ -4,7 +4,7 @@
 //! not get:
 //!
 //! * To use it as a *reflector* against an address that he forges: over any time, a source gets no more bytes than came
-//!   in its name, but for a small allowance ([`super::limiter`]). PADDING comes back only as far as the request paid.
+//!   in its name, but for a small allowance ([`crate::stun::limiter`]). PADDING comes back only as far as the request paid.
 //! * To make it send to a *third party*: an answer goes to the source of its request. RESPONSE-PORT names another port of
 //!   the same address, behind which other customers of a carrier may be; it is obeyed only if that very endpoint asked
 //!   this server something a while ago.
@@ -18,11 +18,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use std::time::Instant;
 
-use super::limiter::Limiter;
-use super::server::is_answerable;
 use crate::base::addr::canonical;
 use crate::base::grid::Grid;
 use crate::base::grid::Home;
+use crate::stun::limiter::Limiter;
+use crate::stun::server::is_answerable;
 use crate::wire::stun::Attribute;
 use crate::wire::stun::BINDING;
 use crate::wire::stun::Class;
@@ -133,7 +133,7 @@ impl DiscoveryServer {
 
     /// From where to where the answer goes, or the refusal.
     fn judge(
-        &mut self,
+        &self,
         received: &Received<'_>,
         from: SocketAddr,
         local: SocketAddr,
@@ -251,5 +251,4 @@ impl Asked {
 }
 
 #[cfg(test)]
-#[path = "discovery_server_tests.rs"]
 mod tests;

@@ -22,13 +22,13 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use std::time::Instant;
 
-use super::forge;
-use super::forge::Syn;
 use crate::base::addr::canonical;
 use crate::base::grid::Grid;
 use crate::base::grid::Home;
 use crate::base::rng::Rng;
 use crate::base::schedule::Bucket;
+use crate::stunt::forge;
+use crate::stunt::forge::Syn;
 use crate::wire::stun::Attribute;
 use crate::wire::stun::Class;
 use crate::wire::stun::Integrity;
@@ -300,7 +300,9 @@ impl StuntServer {
                     .with(Attribute::XorMappedAddress(running.to));
                 return Some(answer.emit(Integrity::None));
             }
-            Done::Taken => (TAKEN, "these two endpoints have a connection already: name another port or address"),
+            Done::Taken => {
+                (TAKEN, "these two endpoints have a connection already: name another port or address")
+            }
             Done::Failed => (FULL, "this server cannot do that now: try later"),
         };
         Some(running.request.refusal(code, text).emit(Integrity::None))
@@ -396,10 +398,12 @@ impl StuntServer {
             Port::Any => Some(0),
         };
         let from = SocketAddr::new(home.bound, port.ok_or((FORBIDDEN, "this server has no such port"))?);
-        let newest = (probe.port == Port::Silent).then(|| self.newest_syn(asker.ip(), None, from)).flatten();
-        let port = probe.target.or(newest.map(|(_, syn)| syn.from.port())).unwrap_or(asker.port());
+        let newest =
+            (probe.port == Port::Silent).then(|| self.newest_syn(asker.ip(), None, from, now)).flatten();
+        let port =
+            probe.target.or_else(|| newest.map(|(_, syn)| syn.from.port())).unwrap_or_else(|| asker.port());
         let to = SocketAddr::new(asker.ip(), port);
-        let knocked = self.newest_syn(asker.ip(), Some(port), from).is_some();
+        let knocked = self.newest_syn(asker.ip(), Some(port), from, now).is_some();
         let account = self.sources.get_mut(&source_of(asker.ip())).ok_or((FULL, "try later"))?;
         if !knocked && !account.is_own(to, now) {
             if port < FIRST_USER_PORT {
@@ -425,8 +429,9 @@ impl StuntServer {
             return Err((FORBIDDEN, "this server cannot do that: see STUNT-SERVER in its Binding answers"));
         }
         let at = SocketAddr::new(home.bound, self.grid.silent().unwrap_or(0));
-        let found = self.newest_syn(asker.ip(), probe.target, at);
-        let (index, syn) = found.ok_or((NOTHING_TO_ANSWER, "no SYN of yours came to the silent port lately"))?;
+        let found = self.newest_syn(asker.ip(), probe.target, at, now);
+        let (index, syn) =
+            found.ok_or((NOTHING_TO_ANSWER, "no SYN of yours came to the silent port lately"))?;
         let seen = self.seen.get_mut(index).filter(|seen| seen.answered < ANSWERS);
         let seen = seen.ok_or((QUOTA, "that SYN has been answered often enough: send another one"))?;
         seen.answered += 1;
@@ -474,11 +479,18 @@ impl StuntServer {
     }
 
     /// The newest SYN from `host`, if named from that `port`, at the silent endpoint `at`.
-    fn newest_syn(&self, host: IpAddr, port: Option<u16>, at: SocketAddr) -> Option<(usize, Syn)> {
+    fn newest_syn(
+        &self,
+        host: IpAddr,
+        port: Option<u16>,
+        at: SocketAddr,
+        now: Instant,
+    ) -> Option<(usize, Syn)> {
         let is_it = |seen: &Seen| {
             seen.from.ip() == host
                 && port.is_none_or(|port| port == seen.from.port())
                 && seen.to == at
+                && now.saturating_duration_since(seen.at) <= SEEN_FOR
                 && seen.segment.flags & (SYN | ACK | RST) == SYN
         };
         let (index, seen) = self.seen.iter().enumerate().rev().find(|(_, seen)| is_it(seen))?;
@@ -509,7 +521,8 @@ impl StuntServer {
     /// Whether the segment is what a forged SYN-ACK waits for.
     fn settle(&mut self, from: SocketAddr, to: SocketAddr, segment: &Segment, now: Instant) {
         for (ticket, running) in &mut self.running {
-            let Some((sent, wanted)) = running.forged.filter(|_| (running.from, running.to) == (to, from)) else {
+            let Some((sent, wanted)) = running.forged.filter(|_| (running.from, running.to) == (to, from))
+            else {
                 continue;
             };
             let event = match segment.flags & (SYN | ACK | RST) {
@@ -572,5 +585,4 @@ fn source_of(ip: IpAddr) -> IpAddr {
 }
 
 #[cfg(test)]
-#[path = "server_tests.rs"]
 mod tests;
