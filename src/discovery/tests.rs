@@ -281,7 +281,7 @@ impl World {
         match probe.action {
             Action::Connect if passes => (Event::Connected, Duration::ZERO),
             Action::Connect => refused,
-            Action::Reset | Action::Icmp { .. } => (Event::Sent, Duration::ZERO),
+            Action::Reset | Action::Icmp { .. } | Action::Wait { .. } => (Event::Sent, Duration::ZERO),
             // The host behind a hardy NAT answers the stray SYN-ACK with RST; other NATs have forgotten it.
             Action::SynAck if self.nat.hardy => {
                 self.segments.insert(0, reset);
