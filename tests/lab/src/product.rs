@@ -329,19 +329,17 @@ impl Mesh {
         let at = |ip: &str| -> Vec<String> { ports.iter().map(|port| format!("{ip}:{port}")).collect() };
         let v4 = host.v4;
         let config = format!(
-            "[broker]
-enabled = true
-listen = {:?}
-advertise = {:?}
-\
-             [relay]
-enabled = true
-advertise = [\"{v4}:6061\"]
-{config}",
+            "[broker]\nenabled = true\nlisten = {:?}\nadvertise = {:?}\n\
+             [relay]\nenabled = true\nadvertise = [\"{v4}:6061\"]\n{config}",
             [at("0.0.0.0"), at("[::]")].concat(),
             at(&v4.to_string())
         );
-        let config = write_config(host, &config)?;
+        Self::found_with(product, host, &config)
+    }
+
+    /// The same with a configuration of one's own.
+    pub fn found_with(product: &Product, host: &Host, config: &str) -> Result<Self> {
+        let config = write_config(host, config)?;
         let founding = product.run(&host.ns, &FOUNDING)?;
         let mut mesh = Self { product: product.clone(), host: host.clone(), config, founding, server: None };
         mesh.serve()?;
