@@ -62,6 +62,11 @@ struct World<'lab> {
 
 impl<'lab> World<'lab> {
     fn new(lab: &'lab Lab, sites: [Site; 2], link: &Link) -> Result<Self> {
+        Self::configured(lab, sites, link, "")
+    }
+
+    /// The same with these lines in alice's configuration.
+    fn configured(lab: &'lab Lab, sites: [Site; 2], link: &Link, config: &str) -> Result<Self> {
         let net = Internet::new(lab)?;
         let server = net.host("server", link)?;
         let [home, work] = sites;
@@ -69,7 +74,10 @@ impl<'lab> World<'lab> {
         let [home, work] = &routers;
         let (a, b) = (home.host("alice")?, work.host("bob")?);
         let mesh = Mesh::found(&product()?, &server, "")?;
-        let (alice, bob) = (mesh.join(&a, &["--hosts"])?, mesh.join(&b, &["--hosts"])?);
+        let file = (!config.is_empty()).then(|| configured(&a, config)).transpose()?;
+        let mut words = vec!["--hosts"];
+        words.extend(file.iter().flat_map(|file| ["--config", file]));
+        let (alice, bob) = (mesh.join(&a, &words)?, mesh.join(&b, &["--hosts"])?);
         Ok(Self { net, server, mesh, routers, alice, bob })
     }
 
@@ -266,7 +274,10 @@ fn debians_wireguard_configured_by_wg_alone_is_a_peer() {
 fn where_udp_is_blocked_the_relay_is_reached_by_tcp() {
     lab::test(|lab| {
         let site = Site::new(Nat::PortRestricted);
-        let world = World::new(lab, [site.lan(1).no_udp(), site.lan(2)], &Link::delayed(DELAY))?;
+        let sites = [site.lan(1).no_udp(), site.lan(2)];
+        // Otherwise a direct TCP connection would take the relay's place.
+        let only_udp = "[member]\ntransport = \"udp\"\n";
+        let world = World::configured(lab, sites, &Link::delayed(DELAY), only_udp)?;
         world.meet()?;
         let path = world.alice.wait_relay("bob", PATIENCE)?;
         let transport = path.all.get("relay_transport").and_then(|value| value.as_str());
