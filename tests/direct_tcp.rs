@@ -139,7 +139,9 @@ fn a_reset_or_a_rebooted_nat_costs_the_path_and_not_the_session() {
         let [home, work] = &world.routers;
         // A device on the way that resets what it does not like: every segment between the two sites, for a while.
         let rule = format!("ip saddr {} meta l4proto tcp reject with tcp reset", work.wan());
-        let table = format!("table inet ntl_reset {{ chain c {{ type filter hook forward priority -20; {rule}; }}; }}");
+        let table = format!(
+            "table inet ntl_reset {{ chain c {{ type filter hook forward priority -20; {rule}; }}; }}"
+        );
         home.ns().run(&["nft", &table])?;
         session.advance(10, PATIENCE).context("after a reset in the path")?;
         home.ns().run(&["nft", "delete table inet ntl_reset"])?;
