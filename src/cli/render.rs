@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use crate::base::time::UnixTime;
 use crate::control::api::Broker;
 use crate::control::api::Dropped;
+use crate::control::api::Forwarded;
+use crate::control::api::Gateway;
 use crate::control::api::Kind;
 use crate::control::api::Path;
 use crate::control::api::Peer;
@@ -40,6 +42,9 @@ pub fn status(status: &Status, now: UnixTime, style: Style) -> String {
     roles(&mut out, status);
     for broker in &status.brokers {
         line(&mut out, &broker_line(broker));
+    }
+    if let Some(gateway) = &status.gateway {
+        router(&mut out, gateway, style);
     }
     if style.verbose {
         details(&mut out, status, now);
@@ -175,6 +180,25 @@ fn details(out: &mut String, status: &Status, now: UnixTime) {
     }
     if let Some(text) = dropped_text(&status.dropped) {
         line(out, &format!("dropped: {text}"));
+    }
+}
+
+/// What the router forwards; with everything, also why not.
+fn router(out: &mut String, gateway: &Gateway, style: Style) {
+    let address = gateway.address.map(|address| format!(" {address}")).unwrap_or_default();
+    for forwarded in &gateway.forwarded {
+        let note = match forwarded.worth.as_str() {
+            "public" => "",
+            "nothing" => ", which nobody can reach",
+            _ => ", but another NAT stands outside: only others inside of that can use it",
+        };
+        let Forwarded { transport, protocol, internal, external, .. } = forwarded;
+        let text =
+            format!("router{address} forwards {transport} {external} to port {internal} ({protocol}){note}");
+        line(out, &clean(&text));
+    }
+    if let (true, Some(problem)) = (style.verbose, &gateway.problem) {
+        line(out, &format!("router: {}", clean(problem)));
     }
 }
 

@@ -282,3 +282,30 @@ fn ages_name_their_largest_unit() {
         assert_eq!(age(secs), text);
     }
 }
+
+#[test]
+fn a_forwarded_port_is_a_line_and_why_there_is_none_is_for_whoever_asks() {
+    let forwarded = |worth: &str| Forwarded {
+        transport: "udp".to_owned(),
+        protocol: "pcp".to_owned(),
+        internal: 4000,
+        external: "100.64.0.9:4001".parse().unwrap(),
+        worth: worth.to_owned(),
+    };
+    let shown = |forwarded: Vec<Forwarded>, verbose: bool| {
+        let address = Some([192, 168, 1, 1].into());
+        let gateway = Gateway { address, forwarded, problem: Some("no TCP".to_owned()) };
+        status(&Status { gateway: Some(gateway), ..member() }, NOW, Style { verbose, ..Style::default() })
+    };
+    let text = shown(vec![forwarded("public")], false);
+    assert!(
+        text.contains("\nrouter 192.168.1.1 forwards udp 100.64.0.9:4001 to port 4000 (pcp)\n"),
+        "{text}"
+    );
+    assert!(!text.contains("no TCP"));
+    let text = shown(vec![forwarded("nested")], true);
+    assert!(
+        text.contains("(pcp), but another NAT stands outside") && text.contains("router: no TCP\n"),
+        "{text}"
+    );
+}

@@ -1,6 +1,7 @@
 //! What commands and daemon say to each other, and what `--json` prints. Schema 1: fields are only ever added.
 
 use std::net::IpAddr;
+use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -239,6 +240,9 @@ pub struct Status {
     pub candidates: Vec<Candidate>,
     /// What is known of the NATs in front.
     pub nat: Nat,
+    /// The router in front, and what it forwards; `null` where it is not asked (`member.port_mapping`).
+    #[serde(default)]
+    pub gateway: Option<Gateway>,
     /// STUN servers that the broker names, to measure NATs with.
     #[serde(default)]
     pub stun_servers: Vec<SocketAddr>,
@@ -338,6 +342,33 @@ pub struct Candidate {
     pub address: SocketAddr,
 }
 
+/// The router in front.
+#[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Gateway {
+    /// Its address; `null` if there is none.
+    pub address: Option<Ipv4Addr>,
+    /// The ports that it forwards here on our request.
+    pub forwarded: Vec<Forwarded>,
+    /// Why it forwards nothing, or not everything, in words.
+    pub problem: Option<String>,
+}
+
+/// A port that the router forwards.
+#[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub struct Forwarded {
+    /// `udp` or `tcp`.
+    pub transport: String,
+    /// `pcp`, `nat-pmp` or `upnp`.
+    pub protocol: String,
+    /// The port here.
+    pub internal: u16,
+    /// Where others would reach it, as the router says.
+    pub external: SocketAddr,
+    /// `public`; `nested` or `elsewhere` if another NAT stands outside, so that only others inside of that can use it;
+    /// `nothing` if nobody can.
+    pub worth: String,
+}
+
 /// What the NATs in front do.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default)]
 pub struct Nat {
@@ -420,6 +451,7 @@ impl Status {
             certificate_until: None,
             candidates: Vec::new(),
             nat: Nat::default(),
+            gateway: None,
             stun_servers: Vec::new(),
             brokers: Vec::new(),
             peers: Vec::new(),

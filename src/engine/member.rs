@@ -35,6 +35,7 @@ use crate::io::doors::Doors;
 use crate::io::doors::Event;
 use crate::io::doors::Waker;
 use crate::nat::behavior::Profile;
+use crate::nat::candidate::Candidate;
 use crate::node::Config;
 use crate::node::Me;
 use crate::node::Node;
@@ -74,6 +75,8 @@ pub enum Command {
     Network(Vec<IpAddr>),
     /// How the NATs in front treat UDP and TCP, as far as it was measured.
     Profile(Box<Profile>),
+    /// What the gateway forwards to us.
+    Forwarded(Vec<Candidate>),
     /// An operator's question and the way back.
     Request(Request, oneshot::Sender<Reply>),
     /// A stream that was to be opened elsewhere is open, and this is its near end.
@@ -352,6 +355,7 @@ impl Loop {
                 Ok(Command::Broker(message)) => self.node.handle_broker(*message, now, out),
                 Ok(Command::Network(addrs)) => self.node.handle_network(&addrs, self.ports, now, out),
                 Ok(Command::Profile(profile)) => self.node.handle_profile(*profile, out),
+                Ok(Command::Forwarded(candidates)) => self.node.handle_forwarded(candidates, out),
                 Ok(Command::Request(request, reply)) => {
                     let _ = reply.send(self.node.handle_request(request, now, out));
                 }

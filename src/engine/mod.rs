@@ -19,6 +19,7 @@ pub mod discovery;
 pub mod enroll;
 pub mod entry;
 pub mod framed;
+pub mod gateway;
 pub mod link;
 pub mod member;
 pub mod membership;

@@ -36,6 +36,7 @@ use crate::engine::cleanup;
 use crate::engine::clock;
 use crate::engine::discovery::surveyor::Surveyor;
 use crate::engine::enroll;
+use crate::engine::gateway;
 use crate::engine::link::Link;
 use crate::engine::link::LinkConfig;
 use crate::engine::link::LinkEvent;
@@ -134,6 +135,9 @@ async fn run_async(
     let member = Member::start(parts, news_in)?;
     let bridges = Bridges::new(&own.anchor.der, proxies.clone(), member.commands())?;
     let (link_in, link_events) = mpsc::channel(256);
+    let ports = member.ports();
+    let gateway =
+        settings.member.port_mapping.then(|| gateway::spawn(ports.udp_v4, ports.tcp_v4, member.commands()));
     let link_config = LinkConfig { brokers, proxies, credentials: own.clone(), register: member.register() };
     let link = Link::spawn(link_config, link_in);
 
@@ -152,6 +156,7 @@ async fn run_async(
         interface,
         member,
         bridges,
+        gateway,
         link,
         servers: &mut servers,
         pings: BTreeMap::new(),
@@ -161,6 +166,9 @@ async fn run_async(
         surveyor,
     };
     let outcome = running.serve(control, link_events, news, &netlink, announce).await;
+    if let Some(gateway) = &running.gateway {
+        gateway.stop().await;
+    }
     running.finish();
     servers.shutdown().await;
     outcome
@@ -172,6 +180,7 @@ struct Running<'a> {
     interface: String,
     member: Member,
     bridges: Bridges,
+    gateway: Option<gateway::Handle>,
     link: LinkHandle,
     servers: &'a mut Servers,
     pings: BTreeMap<Ticket, oneshot::Sender<api::Reply>>,
@@ -249,9 +258,13 @@ impl Running<'_> {
 
     fn on_link(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Up { broker, broker_name, registration_key, registered, .. } => {
+            LinkEvent::Up { broker, broker_name, registration_key, registered, proxied, .. } => {
                 self.connected = true;
                 self.surveyor.set_servers(&registered.stun);
+                if let Some(gateway) = &self.gateway {
+                    let here = proxied || broker.ip().is_loopback();
+                    gateway.on_reached((!here).then_some(registered.observed.ip()));
+                }
                 let up = LinkUp { broker, name: broker_name, key: registration_key, registered };
                 self.member.send(Command::LinkUp(Box::new(up)));
             }
@@ -343,6 +356,9 @@ impl Running<'_> {
             Ok(addrs) => {
                 self.surveyor.handle_network(&addrs);
                 self.member.send(Command::Network(addrs));
+                if let Some(gateway) = &self.gateway {
+                    gateway.on_network();
+                }
                 if !self.connected {
                     let _ = self.link.retry_now();
                 }
@@ -379,6 +395,7 @@ impl Running<'_> {
         let mut status = api::Status::from(*snapshot);
         status.interface = Some(self.interface.clone());
         status.stun_servers = self.surveyor.servers().to_vec();
+        status.gateway = self.gateway.as_ref().map(|gateway| gateway.report().into());
         self.servers.describe(&mut status).await;
         api::Reply::Status(Box::new(status))
     }

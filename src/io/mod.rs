@@ -1,7 +1,8 @@
 //! Floor 3, acting: the kernel's doors for bytes, and its tables. See [`doors::Doors`], [`netlink::Netlink`], [`hosts`],
-//! [`splice::Splicer`].
+//! [`portmap::Gateway`], [`splice::Splicer`].
 
 pub mod doors;
 pub mod hosts;
 pub mod netlink;
+pub mod portmap;
 pub mod splice;

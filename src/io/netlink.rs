@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
+use std::net::Ipv4Addr;
 
 use futures_util::FutureExt;
 use futures_util::StreamExt;
@@ -203,7 +204,7 @@ impl Netlink {
         let mut routes = Vec::new();
         for version in [IpVersion::V4, IpVersion::V6] {
             let query = match version {
-                IpVersion::V4 => RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
+                IpVersion::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
                 IpVersion::V6 => RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
             };
             let listed: Result<Vec<RouteMessage>, _> =
@@ -212,6 +213,18 @@ impl Netlink {
             routes.extend(listed.iter().filter_map(|message| Route::from_kernel(message, &links)));
         }
         Ok(routes)
+    }
+
+    /// The IPv4 gateway of the default route that the kernel prefers; `None` without one.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn default_gateway(&self) -> Result<Option<Ipv4Addr>, NetlinkError> {
+        let query = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let listed: Result<Vec<RouteMessage>, _> =
+            self.handle.route().get(query).execute().try_collect().await;
+        let listed = listed.map_err(refused(|| "list the routes".to_owned()))?;
+        Ok(listed.iter().filter_map(default_route).min().map(|(_, gateway)| gateway))
     }
 
     /// Addresses of the interfaces that are up, without loopback, link-local and multicast ones, those that the kernel
@@ -346,6 +359,9 @@ impl Link {
     }
 }
 
+/// The routing table that everything uses unless told otherwise (`RT_TABLE_MAIN`).
+const MAIN_TABLE: u32 = 254;
+
 /// What we need to know about a route.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Route {
@@ -377,6 +393,24 @@ impl Route {
         let to = IpNetwork::new(to?, message.header.destination_prefix_length).ok()?;
         Some(Self { to, dev: dev.to_owned() })
     }
+}
+
+/// Metric and gateway of a default route of the main table.
+fn default_route(message: &RouteMessage) -> Option<(u32, Ipv4Addr)> {
+    let header = &message.header;
+    if header.destination_prefix_length != 0 || header.kind != RouteType::Unicast {
+        return None;
+    }
+    let (mut metric, mut gateway, mut table) = (0, None, u32::from(header.table));
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Gateway(RouteAddress::Inet(v4)) => gateway = Some(*v4),
+            RouteAttribute::Table(number) => table = *number,
+            _ => {}
+        }
+    }
+    (table == MAIN_TABLE).then_some((metric, gateway?))
 }
 
 /// The first route that overlaps `prefix` and is neither a default route nor one of the device `except`.

@@ -3,4 +3,5 @@
 pub mod behavior;
 pub mod candidate;
 pub mod classify;
+pub mod gateway;
 pub mod market;

@@ -180,6 +180,7 @@ pub struct Node {
     local: plan::Local,
     /// Where the data sockets are, by the machine's own addresses.
     hosts: Vec<SocketAddr>,
+    forwarded: Vec<Candidate>,
     /// The same of the TCP listener.
     doors: Vec<SocketAddr>,
     /// What the last survey of the NATs found.
@@ -220,6 +221,7 @@ impl Node {
             observers: Observers::default(),
             local,
             hosts: Vec::new(),
+            forwarded: Vec::new(),
             doors: Vec::new(),
             measured: Profile::default(),
             profile: Profile::default(),
@@ -280,6 +282,14 @@ impl Node {
         }
         self.announce_candidates(out);
         self.handle_timeout(now, out);
+    }
+
+    /// What the gateway forwards to us now, of the kinds [`CandidateKind::Forwarded`] and [`CandidateKind::Inner`].
+    pub fn handle_forwarded(&mut self, candidates: Vec<Candidate>, out: &mut Output) {
+        if candidates != self.forwarded {
+            self.forwarded = candidates;
+            self.announce_candidates(out);
+        }
     }
 
     /// Something happened to a stream.
@@ -653,7 +663,9 @@ impl Node {
         let configured = &self.config.configured;
         let configured_tcp =
             configured.iter().map(of(tcp, CandidateKind::Configured)).filter(|_| self.local.tcp);
-        let tcp = configured_tcp.chain(self.doors.iter().map(of(tcp, CandidateKind::Host)));
+        let forwarded = |transport| self.forwarded.iter().copied().filter(move |c| c.transport == transport);
+        let doors = self.doors.iter().map(of(tcp, CandidateKind::Host));
+        let tcp = configured_tcp.chain(forwarded(tcp).filter(|_| self.local.tcp)).chain(doors);
         let inner: Vec<SocketAddr> = self.observers.mapped().filter(|at| addr::is_candidate(*at)).collect();
         let inner = inner.iter().filter(|at| !self.hosts.contains(at)).map(of(udp, CandidateKind::Inner));
         let configured =
@@ -661,7 +673,14 @@ impl Node {
         let hosts = self.hosts.iter().map(of(udp, CandidateKind::Host)).filter(|_| self.config.udp);
         // Half for each transport at least; the broker adds two that it sees.
         let tcp: Vec<Candidate> = tcp.take(MAX_CANDIDATES / 2 - 1).collect();
-        configured.chain(inner).chain(hosts).take(MAX_CANDIDATES - 2 - tcp.len()).chain(tcp).collect()
+        let forwarded = forwarded(udp).filter(|_| self.config.udp);
+        configured
+            .chain(forwarded)
+            .chain(inner)
+            .chain(hosts)
+            .take(MAX_CANDIDATES - 2 - tcp.len())
+            .chain(tcp)
+            .collect()
     }
 }
 
