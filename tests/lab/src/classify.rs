@@ -228,20 +228,26 @@ impl Vantage {
         hang_up(&ended)?; // with a RST, so that the router forgets the session at once
         let (_, again) = map(&servers[1])?;
         let unmapped = SocketAddrV4::new(*to_first.ip(), UNMAPPED);
+        // What connects stays until the end: a RST from outside may end the mapping for all.
+        let (from_stranger, _connected) = self.syn(self.stranger, OTHER, to_first)?;
+        let (from_other_port, _connected_too) = self.syn(first, OTHER, to_first)?;
+        let (from_dialled, _crossed) = self.crossing(inner, true)?;
+        let (reversed, _reversed) = self.crossing(inner, false)?;
+        let (unmapped, _) = self.syn(self.stranger, OTHER + 1, unmapped)?;
         Ok(Seen {
             mapped: [to_first, to_other_port, to_other_address],
             again: Some(again),
-            from_stranger: self.syn(self.stranger, OTHER, to_first)?,
-            from_other_port: self.syn(first, OTHER, to_first)?,
-            from_dialled: Some(self.crossing(inner, true)?),
-            reversed: Some(self.crossing(inner, false)?),
-            unmapped: self.syn(self.stranger, OTHER + 1, unmapped)?,
+            from_stranger,
+            from_other_port,
+            from_dialled: Some(from_dialled),
+            reversed: Some(reversed),
+            unmapped,
         })
     }
 
     /// What becomes of a SYN to a mapping whose own SYN went where this one comes from, while the inner socket still dials
     /// or after it has given up.
-    fn crossing(&self, inner: &Host, dialling: bool) -> Result<Fate> {
+    fn crossing(&self, inner: &Host, dialling: bool) -> Result<(Fate, Option<TcpStream>)> {
         let [first, _] = self.addresses;
         let silent = if dialling { SILENT[0] } else { SILENT[1] };
         let half_open =
@@ -270,11 +276,11 @@ impl Vantage {
         found.map(|(_, address, source)| Ok(SocketAddrV4::new(address, source.try_into()?))).transpose()
     }
 
-    /// What becomes of a SYN from one of the outside addresses.
-    fn syn(&self, from: Ipv4Addr, port: u16, to: SocketAddrV4) -> Result<Fate> {
+    /// What becomes of a SYN from one of the outside addresses, and the connection if it becomes one.
+    fn syn(&self, from: Ipv4Addr, port: u16, to: SocketAddrV4) -> Result<(Fate, Option<TcpStream>)> {
         let before = self.unreachable()?;
-        Ok(match dial(&self.ns, SocketAddrV4::new(from, port), to) {
-            Ok(Some(_)) => Fate::Passes,
+        let fate = match dial(&self.ns, SocketAddrV4::new(from, port), to) {
+            Ok(Some(stream)) => return Ok((Fate::Passes, Some(stream))),
             Ok(None) => Fate::Silence,
             Err(error) if error.kind() == io::ErrorKind::HostUnreachable => Fate::Prohibited,
             Err(error) if error.kind() != io::ErrorKind::ConnectionRefused => {
@@ -282,7 +288,8 @@ impl Vantage {
             }
             Err(_) if self.unreachable()? > before => Fate::Unreachable,
             Err(_) => Fate::Reset,
-        })
+        };
+        Ok((fate, None))
     }
 
     /// How many ICMP errors have come: `connect` reports them as it does a RST.

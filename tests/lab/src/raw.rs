@@ -270,3 +270,41 @@ fn addresses(packet: &[u8]) -> Option<(u8, SocketAddrV4, SocketAddrV4, &[u8])> {
     let source = SocketAddrV4::new(address(12)?, port(0)?);
     Some((*packet.get(9)?, source, SocketAddrV4::new(address(16)?, port(2)?), load))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(load: Load) -> (Packet, Vec<u8>) {
+        let source = SocketAddrV4::new([192, 168, 1, 2].into(), 43_000);
+        let destination = SocketAddrV4::new([20, 0, 1, 2].into(), 3600);
+        let bytes = load.bytes(source, destination);
+        let bytes = ip(*source.ip(), *destination.ip(), load.protocol(), &bytes);
+        (Packet { source, destination, load }, bytes)
+    }
+
+    #[test]
+    fn what_is_sent_is_what_is_seen() {
+        let segment = Load::Segment { flags: SYN | ACK, number: 0xdead_beef, acknowledged: 7 };
+        for load in [segment, Load::Datagram] {
+            let (packet, bytes) = packet(load);
+            assert_eq!(parse(&bytes), Some(Seen::Packet(packet)));
+        }
+    }
+
+    #[test]
+    fn a_packet_cut_short_is_not_seen() {
+        let (_, bytes) = packet(Load::Segment { flags: SYN, number: 1, acknowledged: 0 });
+        for length in 0..34 {
+            assert_eq!(parse(&bytes[..length]), None, "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_header_with_its_checksum_sums_up_to_nothing() {
+        // The example of RFC 1071, 3.
+        assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
+        let (_, bytes) = packet(Load::Datagram);
+        assert_eq!(checksum(&bytes[..20]), 0);
+    }
+}

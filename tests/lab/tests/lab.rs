@@ -30,7 +30,6 @@ use ntcp_lab::nat::kinds::Kind;
 use ntcp_lab::openssh::COUNTER;
 use ntcp_lab::openssh::SshServer;
 use ntcp_lab::probe;
-use ntcp_lab::temper::Provoker;
 use ntcp_lab::wire::Detour;
 use ntcp_lab::wire::Toward;
 use ntcp_lab::wireguard;
@@ -159,89 +158,6 @@ fn a_router_becomes_another_nat_while_sessions_go_on() {
         ensure!(probe::mapped(&a, &s)? == before, "an established session has moved");
         let after = probe::mapped(&a, &o)?;
         ensure!(after.port() != 4000, "a new session is still mapped the old way: {after}");
-        Ok(())
-    });
-}
-
-#[test]
-fn a_running_router_takes_on_every_habit_and_forgets_all_when_it_is_rebooted() {
-    let usual = |transport| check::expected_temper(Nat::PortRestricted, transport);
-    let odd: Vec<Kind> = KINDS
-        .into_iter()
-        .filter(|kind| {
-            let temper = |transport| check::expected_temper(kind.nat, transport);
-            kind.nat.translates() && [Transport::Udp, Transport::Tcp].iter().any(|t| temper(*t) != usual(*t))
-        })
-        .collect();
-    assert!(odd.len() > 10, "{odd:?}");
-    let examine = |kinds: &[Kind]| {
-        lab::test(|lab| {
-            let net = Internet::new(lab)?;
-            let server = net.host("server", &Link::Plain)?;
-            let mut home = net.site("home", Site::new(Nat::PortRestricted), &Link::delayed(ms(5)))?;
-            let (alice, bob) = (home.host("alice")?, home.host("bob")?);
-            let second = server.more_address(9)?;
-            let provoker = Provoker::new([&alice, &bob], &server, second)?;
-            for kind in kinds {
-                home.change(Rules { nat: kind.nat, ..home.rules() })?;
-                // Otherwise the ports would still be mapped in the last kind's way.
-                home.reboot()?;
-                for (transport, seen) in
-                    [(Transport::Udp, provoker.udp()?), (Transport::Tcp, provoker.tcp()?)]
-                {
-                    let wanted = check::expected_temper(kind.nat, transport);
-                    ensure!(seen == wanted, "{} {transport:?}:\nis {seen:?}\nnot {wanted:?}", kind.name);
-                }
-            }
-            Ok(())
-        });
-    };
-    std::thread::scope(|scope| {
-        for kinds in odd.chunks(odd.len().div_ceil(5)) {
-            scope.spawn(move || examine(kinds));
-        }
-    });
-}
-
-#[test]
-fn a_reboot_loses_mappings_and_moves_stepping_ports() {
-    lab::test(|lab| {
-        let net = Internet::new(lab)?;
-        let (server, other) = (net.host("server", &Link::Plain)?, net.host("other", &Link::Plain)?);
-        let nat = kinds::named("session-step1").context("no such NAT")?.nat;
-        let mut home = net.site("home", Site::new(nat), &Link::Plain)?;
-        let alice = home.host("alice")?;
-        let a = probe::socket(&alice.ns, (alice.v4, 4000).into())?;
-        let s = probe::socket(&server.ns, (server.v4, 3478).into())?;
-        let o = probe::socket(&other.ns, (other.v4, 3478).into())?;
-        let before = [probe::mapped(&a, &s)?, probe::mapped(&a, &o)?];
-        ensure!(before[1].port() == before[0].port() + 1, "{before:?}");
-        ensure!(probe::passes(&s, &a, before[0])?, "an established session is closed");
-        home.reboot()?;
-        ensure!(!probe::passes(&s, &a, before[0])?, "a mapping has survived");
-        let after = [probe::mapped(&a, &s)?, probe::mapped(&a, &o)?];
-        ensure!(after[1].port() == after[0].port() + 1, "{after:?}");
-        ensure!(after[0].port().abs_diff(before[0].port()) > 8, "{before:?} and then {after:?}");
-        Ok(())
-    });
-}
-
-#[test]
-fn whole_streams_pass_nats_that_rewrite_segments_themselves_also_with_loss() {
-    lab::test(|lab| {
-        let net = Internet::new(lab)?;
-        let server = net.host("server", &Link::Plain)?;
-        for name in ["linux", "stateless", "synack-out", "rst-ignored", "seq-rewritten"] {
-            let nat = kinds::named(name).context("no such NAT")?.nat;
-            let home = net.site(name, Site::new(nat), &Link::delayed(ms(2)))?;
-            let alice = home.host(&format!("alice-{name}"))?;
-            let whole = probe::tcp_rate(&alice.ns, &server.ns, server.v4.into(), 1)?;
-            let wire = home.wire().context("no wire")?;
-            wire.set_both(Profile { loss: 0.01, ..wire.profile(Toward::First) })?;
-            let lossy = probe::tcp_rate(&alice.ns, &server.ns, server.v4.into(), 2)?;
-            say(&format!("one TCP stream out of {name}: {whole:.0} Mbit/s, {lossy:.0} with 1 % loss"));
-            ensure!(whole > 10.0 && lossy > 1.0, "{name}: {whole}, {lossy}");
-        }
         Ok(())
     });
 }

@@ -72,7 +72,8 @@ pub fn expected(nat: Nat, transport: Transport) -> Character {
         Mapping::Kept | Mapping::Independent(_) => (Depends::Nothing, None),
         Mapping::Address(ports) => (Depends::Address, Some(ports)),
         Mapping::AddressAndPort(ports) => (Depends::AddressAndPort, Some(ports)),
-        Mapping::Session(ports) if tcp => (Depends::Session, Some(ports)),
+        // Without states a session never ends, so it never begins again.
+        Mapping::Session(ports) if tcp && states != States::None => (Depends::Session, Some(ports)),
         Mapping::Session(ports) => (Depends::AddressAndPort, Some(ports)),
     };
     Character {
@@ -112,14 +113,19 @@ pub fn expected_temper(nat: Nat, transport: Transport) -> Temper {
         OnReset::Session | OnReset::Mapping | OnReset::Ignored => End::Nothing,
     };
     let one_port = matches!(does.mapping, Mapping::Kept | Mapping::Independent(_));
-    let open = does.filtering == Filtering::Independent;
-    let silent = tcp && does.filtering == Filtering::NeverSyn;
+    // Both hosts have written to each other, but where ports depend on the destination not from the ports that were asked
+    // for, so only a filter that lets anybody in does.
+    let turned_in = match does.filtering {
+        Filtering::Independent => true,
+        Filtering::Address | Filtering::AddressAndPort => one_port,
+        Filtering::NeverSyn => one_port && !tcp,
+    };
     let turned = match does.hairpin {
-        // Both have written to each other, but where ports depend on the destination not from the port that was asked for.
-        Hairpin::External if open || (one_port && !silent) => Turned::FromOuter,
+        Hairpin::External if turned_in => Turned::FromOuter,
         Hairpin::External | Hairpin::No => Turned::Never,
         Hairpin::Internal => Turned::FromInner,
     };
+    let late = does.reaction == Reaction::LateReset;
     Temper {
         pooled: does.pooling == Pooling::Arbitrary,
         turned,
@@ -129,7 +135,8 @@ pub fn expected_temper(nat: Nat, transport: Transport) -> Temper {
             syn_ack_out: matches!(does.states, States::SynAckOut | States::None),
             any_out: none,
             same_numbers: does.numbers == Numbers::Kept,
-            late_reset: [does.reaction == Reaction::LateReset, false],
+            // The probe knows by which port its SYN will leave only where that is kept.
+            late_reset: [late, late && does.mapping != Mapping::Kept],
         }),
     }
 }

@@ -98,7 +98,8 @@ pub enum Reaction {
     /// A RST (for UDP, which has none, ICMP port unreachable): OpenWrt's `REJECT`, its default on the outside.
     Reset,
     /// A RST for a SYN, but only after six seconds and if no SYN has left for its sender meanwhile: routers that follow RFC
-    /// 5382, REQ-4 so that early SYNs of a simultaneous open do no harm. Silence for UDP.
+    /// 5382, REQ-4 so that early SYNs of a simultaneous open do no harm. Silence for UDP, and for a SYN to a mapping that
+    /// takes none ([`Filtering::NeverSyn`]).
     LateReset,
     /// ICMP port unreachable: a plain iptables `REJECT`.
     Unreachable,
@@ -149,8 +150,9 @@ pub enum States {
     /// As [`Self::Checked`], but a SYN-ACK may leave after a SYN, although none has come: what NATBlaster counts on, found
     /// among NATs of 2005 that look at the direction only.
     SynAckOut,
-    /// Nothing is known but the session's endpoints and when a packet last left: cheap routers of 2005, carriers' and
-    /// providers' stateless translators (MAP-T, lw4o6, load balancers).
+    /// Nothing is known but the session's endpoints and when a packet last left, so nothing ends it but time, whatever
+    /// [`OnReset`] and [`OnIcmp`] say: cheap routers of 2005, stateless translators of carriers and of load balancers (MAP-T,
+    /// lw4o6).
     None,
 }
 

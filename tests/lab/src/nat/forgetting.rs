@@ -231,3 +231,51 @@ fn listener() -> io::Result<OwnedFd> {
     let ipv4 = std::num::NonZeroU32::new(IPV4).map(Protocol::from_raw);
     Ok(rustix::net::socket_with(AddressFamily::PACKET, SocketType::DGRAM, SocketFlags::CLOEXEC, ipv4)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Time exceeded about a SYN from 20.0.2.2:1024 to 20.0.1.2:443.
+    const ERROR: [u8; 56] = [
+        0x45, 0, 0, 56, 0, 0, 0, 0, 64, 1, 0, 0, 20, 0, 0, 1, 20, 0, 2, 2, // from a router, IPv4
+        11, 0, 0, 0, 0, 0, 0, 0, // ICMP
+        0x45, 0, 0, 40, 0, 0, 0, 0, 1, 6, 0, 0, 20, 0, 2, 2, 20, 0, 1, 2, // quoted: IPv4
+        4, 0, 1, 187, 0, 0, 0, 1, // quoted: TCP's first eight bytes
+    ];
+
+    #[test]
+    fn an_icmp_error_names_the_packet_that_did_not_arrive() {
+        let quoted = Quoted::in_icmp_error(&ERROR).expect("this is one");
+        assert_eq!(quoted.protocol, TCP);
+        assert_eq!(quoted.source, "20.0.2.2:1024".parse().expect("an address"));
+        assert_eq!(quoted.destination, "20.0.1.2:443".parse().expect("an address"));
+    }
+
+    #[test]
+    fn a_packet_that_was_too_big_and_a_ping_end_nothing() {
+        for (kind, code) in [(3, 4), (0, 0), (8, 0)] {
+            let mut packet = ERROR;
+            packet[20] = kind;
+            packet[21] = code;
+            assert_eq!(Quoted::in_icmp_error(&packet), None, "{kind}/{code}");
+        }
+    }
+
+    #[test]
+    fn an_error_cut_short_names_nothing() {
+        for length in 0..ERROR.len() - 4 {
+            assert_eq!(Quoted::in_icmp_error(&ERROR[..length]), None, "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_deletion_says_how_long_it_is_and_names_what_answers_look_like() {
+        let quoted = Quoted::in_icmp_error(&ERROR).expect("this is one");
+        let message = quoted.deletion(TUPLE_REPLY);
+        assert_eq!(message.len() % 4, 0);
+        assert_eq!(message[..4], (message.len() as u32).to_ne_bytes());
+        let ports = [[1, 187], [4, 0]].map(|port| message.windows(2).position(|bytes| bytes == port));
+        assert!(ports[0] < ports[1] && ports[0].is_some(), "from 443 to 1024");
+    }
+}

@@ -178,20 +178,52 @@ struct Transport<'a> {
     outside: &'a Outside,
 }
 
-/// What a mapping table is asked with: the types, how a new session has it, and how a session that exists has it, where
-/// `INNER` and `REMOTE` are the sides of the conntrack entry.
+/// What a mapping table is asked with, besides the inner endpoint.
 struct Key {
     types: &'static str,
+    /// How a new session has it.
     new: String,
-    known: &'static str,
+    /// How many parts of the remote endpoint it needs: address, port.
+    remote: usize,
 }
 
-/// The two ways to read a conntrack entry, depending on who began the session: the direction of packets that leave, the
-/// one of packets that come, and what the inner endpoint, the remote one and the outer one are then.
-const SIDES: [[&str; 5]; 2] = [
-    ["original", "reply", "ct original ip saddr . ct original proto-src", "ct original", "ct reply"],
-    ["reply", "original", "ct reply ip saddr . ct reply proto-src", "ct reply", "ct original"],
+impl Key {
+    /// How a session that exists has it.
+    fn known(&self, side: &Side) -> String {
+        let remote = side.remote.iter().take(self.remote).map(|part| format!(" . {part}"));
+        remote.fold(side.inner.to_owned(), |key, part| key + &part)
+    }
+}
+
+/// The two ways to read a conntrack entry, depending on who began the session.
+const SIDES: [Side; 2] = [
+    Side {
+        leaving: "original",
+        coming: "reply",
+        inner: "ct original ip saddr . ct original proto-src",
+        remote: ["ct original ip daddr", "ct original proto-dst"],
+        outer: "ct reply ip daddr . ct reply proto-dst",
+    },
+    Side {
+        leaving: "reply",
+        coming: "original",
+        inner: "ct reply ip saddr . ct reply proto-src",
+        remote: ["ct reply ip daddr", "ct reply proto-dst"],
+        outer: "ct original ip daddr . ct original proto-dst",
+    },
 ];
+
+/// Where a conntrack entry has what.
+struct Side {
+    /// The direction of packets that leave.
+    leaving: &'static str,
+    /// The direction of packets that come.
+    coming: &'static str,
+    inner: &'static str,
+    /// Address and port.
+    remote: [&'static str; 2],
+    outer: &'static str,
+}
 
 impl Transport<'_> {
     /// What strangers get; whatever is not named here is dropped.
@@ -228,21 +260,19 @@ impl Transport<'_> {
     /// The key of the mapping table; `None` where conntrack's own choice per session is all there is.
     fn key(&self) -> Option<Key> {
         let name = self.name;
-        let (types, more, known) = match (self.does.mapping, self.does.pooling) {
+        let (types, new, remote) = match (self.does.mapping, self.does.pooling) {
             (Mapping::Kept, Pooling::Paired) | (Mapping::Session(_), _) => return None,
             (Mapping::Kept, Pooling::Arbitrary) | (Mapping::Independent(_), _) => {
-                ("ipv4_addr . inet_service", String::new(), "INNER")
+                ("ipv4_addr . inet_service", String::new(), 0)
             }
-            (Mapping::Address(_), _) => {
-                ("ipv4_addr . inet_service . ipv4_addr", " . ip daddr".to_owned(), "INNER . REMOTE ip daddr")
-            }
+            (Mapping::Address(_), _) => ("ipv4_addr . inet_service . ipv4_addr", " . ip daddr".to_owned(), 1),
             (Mapping::AddressAndPort(_), _) => (
                 "ipv4_addr . inet_service . ipv4_addr . inet_service",
                 format!(" . ip daddr . {name} dport"),
-                "INNER . REMOTE ip daddr . REMOTE proto-dst",
+                2,
             ),
         };
-        Some(Key { types, new: format!("ip saddr . {name} sport{more}"), known })
+        Some(Key { types, new: format!("ip saddr . {name} sport{new}"), remote })
     }
 
     fn tables(&self) -> String {
@@ -319,12 +349,12 @@ impl Transport<'_> {
         let name = self.name;
         let mut text = String::new();
         for (packets, verb, life) in self.phases() {
-            for [leaving, _, inner, remote, _] in SIDES {
-                let when = format!("    meta l4proto {name} ct direction {leaving} {packets}{verb}");
-                let life = life.as_secs();
+            for side in &SIDES {
+                let when = format!("    meta l4proto {name} ct direction {} {packets}{verb}", side.leaving);
+                let (inner, life) = (side.inner, life.as_secs());
                 let outer = format!("ip saddr . {name} sport");
-                if let Some(Key { known, .. }) = self.key() {
-                    let key = known.replace("INNER", inner).replace("REMOTE", remote);
+                if let Some(key) = self.key() {
+                    let key = key.known(side);
                     let _ = writeln!(text, "{when} @out_{name} {{ {key} timeout {life}s : {outer} }}");
                 }
                 if self.finds_inner() {
@@ -365,16 +395,11 @@ impl Transport<'_> {
         }
         let mut text = String::new();
         for end in ends {
-            for [_, coming, inner, remote, mapped] in SIDES {
-                let when = format!("    {end} ct protocol {name} ct direction {coming} delete");
-                // The remote endpoint is the destination where the session began inside, else the source.
-                let (outer, peer) = if coming == "reply" {
-                    (format!("{mapped} ip daddr . {mapped} proto-dst"), format!("{remote} ip daddr"))
-                } else {
-                    (format!("{mapped} ip daddr . {mapped} proto-dst"), format!("{mapped} ip saddr"))
-                };
-                if let Some(Key { known, .. }) = self.key() {
-                    let key = known.replace("INNER", inner).replace("REMOTE", remote);
+            for side in &SIDES {
+                let when = format!("    {end} ct protocol {name} ct direction {} delete", side.coming);
+                let (outer, [peer, _]) = (side.outer, side.remote);
+                if let Some(key) = self.key() {
+                    let key = key.known(side);
                     let _ = writeln!(text, "{when} @out_{name} {{ {key} : 0.0.0.0 . 0 }}");
                 }
                 if self.finds_inner() {
