@@ -2,6 +2,8 @@
 //! clients to look at what it opened; see `tests/e2e.rs` on how such tests run. (NAT-PMP alone is what no miniupnpd speaks:
 //! that is tested in `io::portmap`.)
 
+#![allow(clippy::disallowed_methods, reason = "a test of the whole measures with the real clock")]
+
 use std::fs;
 use std::net::IpAddr;
 use std::net::SocketAddr;

@@ -14,7 +14,9 @@ use ntcp_lab::Internet;
 use ntcp_lab::Lab;
 use ntcp_lab::Link;
 use ntcp_lab::Nat;
+use ntcp_lab::Process;
 use ntcp_lab::Proxy;
+use ntcp_lab::Router;
 use ntcp_lab::Site;
 use ntcp_lab::lab;
 use ntcp_lab::lab::say;
@@ -144,8 +146,62 @@ fn where_only_http_on_port_80_gets_out_a_web_socket_carries() {
         let hotel =
             outside.net.site("hotel", Site::new(Nat::PortRestricted).lan(3), &Link::delayed(DELAY))?;
         hotel.restrict(Egress::Tcp(80))?;
+        let gate = http_alone(&hotel)?;
         let alice = outside.mesh.join(&hotel.host("alice")?, &[])?;
-        outside.works_with(&alice, 80)
+        outside.works_with(&alice, 80)?;
+        let log = gate.log();
+        ensure!(log.contains("GET / HTTP/1.1"), "nothing went through the HTTP gateway:\n{log}");
+        Ok(())
+    });
+}
+
+/// Puts Debian's haproxy in the way of everything that leaves by port 80: it passes what is HTTP and hangs up on all else.
+fn http_alone(router: &Router<'_>) -> Result<Process> {
+    let file = router.ns().files()?.join("haproxy.cfg");
+    let config = "global\n  log stdout format raw local0\n\
+                  defaults\n  mode http\n  log global\n  option httplog\n  option logasap\n  \
+                  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n  timeout tunnel 1h\n\
+                  frontend inside\n  bind :8080\n  http-request set-dst req.hdr_ip(host)\n  \
+                  http-request set-dst-port int(80)\n  default_backend outside\n\
+                  backend outside\n  server asked 0.0.0.0:0\n";
+    fs::write(&file, config)?;
+    let file = file.to_str().context("a path of the lab is not UTF-8")?;
+    let process = router.ns().spawn(&["haproxy", "-db", "-f", file])?;
+    router.ns().nft(
+        "table ip ntl_web { chain arriving { type nat hook prerouting priority dstnat - 1; \
+         iifname \"lan\" tcp dport 80 redirect to :8080; }; }\n",
+    )?;
+    Ok(process)
+}
+
+#[test]
+fn a_relay_on_a_machine_of_its_own_is_reached_at_its_443_too() {
+    lab::test(|lab| {
+        let net = Internet::new(lab)?;
+        let server = net.host("server", &Link::Plain)?;
+        let mesh = Mesh::found(&product()?, &server, "")?;
+        let ferry = net.host("ferry2", &Link::Plain)?;
+        let at = [6061, 443].map(|port| format!("{}:{port}", ferry.v4));
+        let listen = ["0.0.0.0:6061", "0.0.0.0:443"];
+        let config = configured(&ferry, &format!("[relay]\nlisten = {listen:?}\nadvertise = {at:?}\n"))?;
+        let token = mesh.admin(&["invite", "--relay"])?;
+        let words = ["serve", "--join", token.trim(), "--name", "ferry2", "--config", &config];
+        let _relay = product()?.daemon(&ferry.ns, &words)?;
+
+        let office = net.site("office", Site::new(Nat::PortRestricted).lan(3), &Link::Plain)?;
+        let (host, gate) = (office.host("alice")?, office.host("gate")?);
+        // The broker's port is let through, the port of the relay beside it is not.
+        let proxy = Proxy::http(&gate, &[6060, 443])?;
+        office.restrict(Egress::Through(gate.v4))?;
+        let config = configured(&host, &format!("[member]\nproxy = \"http://{}\"\n", proxy.address))?;
+        let alice = mesh.join(&host, &["--config", &config])?;
+        let home = net.site("home", Site::new(Nat::PortRestricted).lan(2), &Link::Plain)?;
+        let bob = mesh.join(&home.host("bob")?, &[])?;
+        let first = alice.first_ping(&bob.address()?.to_string(), PATIENCE)?;
+        let path = alice.wait_relay("bob", PATIENCE)?;
+        ensure!(path.endpoint == format!("{}:443", ferry.v4), "{:#}", path.all);
+        say(&format!("the second relay, through the proxy: first ping after {first:.0?}"));
+        Ok(())
     });
 }
 

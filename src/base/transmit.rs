@@ -96,13 +96,22 @@ pub struct Dial {
     pub ttl: Option<u8>,
     /// What will be spoken.
     pub framing: Framing,
+    /// Whether it leads to a relay, so that it may go through a proxy, and looks as the port demands (`wire::dress`). Peers
+    /// are never dialled through proxies.
+    pub to_relay: bool,
 }
 
 impl Dial {
     /// A plain connection that carries frames.
     #[must_use]
     pub const fn plain(to: SocketAddr) -> Self {
-        Self { to, from: None, ttl: None, framing: Framing::Frames }
+        Self { to, from: None, ttl: None, framing: Framing::Frames, to_relay: false }
+    }
+
+    /// A connection to a relay, by whatever way it is reached.
+    #[must_use]
+    pub const fn relay(to: SocketAddr) -> Self {
+        Self { to_relay: true, ..Self::plain(to) }
     }
 }
 

@@ -22,7 +22,6 @@ use tokio::sync::oneshot;
 use crate::base::id::SocketId;
 use crate::base::id::StreamId;
 use crate::base::transmit::Dial;
-use crate::base::transmit::Framing;
 use crate::base::transmit::Gone;
 use crate::base::transmit::StreamEvent;
 use crate::base::transmit::StreamOrder;
@@ -394,10 +393,10 @@ impl Loop {
         }
     }
 
-    /// Whether a stream is one to a relay that plain TCP does not reach. Peers are dialled from ports of their own.
+    /// Whether a stream is one to a relay that plain TCP does not reach.
     fn is_bridged(&self, dial: Dial) -> bool {
-        let to_relay = dial.from.is_none() && dial.framing == Framing::Frames;
-        to_relay && (Dress::of(dial.to.port()).is_web() || self.proxies.route_addr(dial.to).is_some())
+        let dressed = Dress::of(dial.to.port()).is_web();
+        dial.to_relay && (dressed || self.proxies.route_addr(dial.to).is_some())
     }
 
     /// A stream was opened for us. It may not be wanted any more: then it is closed by being dropped.

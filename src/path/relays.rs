@@ -105,7 +105,7 @@ impl Relays {
                     client::Order::Open(to) => {
                         let id = next_stream(ctx);
                         session.side.on_stream_named(id);
-                        StreamOrder::Open(id, Dial::plain(to))
+                        StreamOrder::Open(id, Dial::relay(to))
                     }
                     client::Order::Close(id) => StreamOrder::Close(id),
                 });

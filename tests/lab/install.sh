@@ -24,6 +24,7 @@ need wg wireguard-tools
 need wireguard-go wireguard-go
 need tinyproxy tinyproxy-bin
 need microsocks microsocks
+need haproxy haproxy
 need miniupnpd miniupnpd-nftables
 need upnpc miniupnpc
 need natpmpc natpmpc
@@ -56,7 +57,7 @@ export DEBIAN_FRONTEND=noninteractive
 apt-get update -qq
 # shellcheck disable=SC2086 # one word per package
 apt-get install -y -qq --no-install-recommends $missing >/dev/null
-for service in openssh-server=ssh coturn=coturn tinc=tinc openvpn=openvpn; do
+for service in openssh-server=ssh coturn=coturn tinc=tinc openvpn=openvpn haproxy=haproxy; do
     case "$missing " in
     *" ${service%=*} "*)
         if command -v systemctl >/dev/null 2>&1; then

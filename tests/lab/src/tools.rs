@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use crate::sys;
 
 /// Command and the Debian package that holds it.
-pub const TOOLS: [(&str, &str); 17] = [
+pub const TOOLS: [(&str, &str); 18] = [
     ("ip", "iproute2"),
     ("nft", "nftables"),
     ("ping", "iputils-ping"),
@@ -22,6 +22,7 @@ pub const TOOLS: [(&str, &str); 17] = [
     ("wireguard-go", "wireguard-go"),
     ("tinyproxy", "tinyproxy-bin"),
     ("microsocks", "microsocks"),
+    ("haproxy", "haproxy"),
     ("miniupnpd", "miniupnpd-nftables"),
     ("upnpc", "miniupnpc"),
     ("natpmpc", "natpmpc"),
