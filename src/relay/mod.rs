@@ -34,4 +34,6 @@ mod client_tests;
 #[cfg(test)]
 mod server_tests;
 #[cfg(test)]
+mod splices_tests;
+#[cfg(test)]
 mod testing;

@@ -318,20 +318,27 @@ fn checksum(parts: &[&[u8]]) -> u16 {
     !u16::try_from(sum).unwrap_or(0)
 }
 
+/// Packets for tests.
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
+pub(crate) mod testing {
     use super::*;
 
     /// A SYN of Linux 6: MSS 1460, SACK, timestamps, scale 7, ECN.
-    fn linux(from: &str, to: &str, isn: u32, stamp: u32, flags: u8) -> Vec<u8> {
+    pub(crate) fn linux(from: &str, to: &str, isn: u32, stamp: u32, flags: u8) -> Vec<u8> {
         let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
         let mut tcp = Writer::new();
         tcp.u16(from.port()).u16(to.port()).u32(isn).u32(0).u8(10 << 4).u8(flags).u16(64240).u16(0).u16(0);
         tcp.put(&[2, 4, 0x05, 0xb4, 4, 2, 8, 10]).u32(stamp).u32(0).put(&[1, 3, 3, 7]);
         packet(from.ip(), to.ip(), ip::TCP, tcp, 16)
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::testing::linux;
+    use super::*;
 
     const A: &str = "192.0.2.1:1111";
     const B: &str = "198.51.100.9:2222";
