@@ -5,7 +5,7 @@ ROOT := tests/lab/as-builder.sh --root
 PRODUCT := target/release/ntcp-overlay
 LAB := target/debug/ntcp-lab
 
-.PHONY: help build demo test sim check bench fuzz deny lab-check lab-clean lab-crash lab-timing matrix packages root
+.PHONY: help build demo test sim check bench bench-relay fuzz deny lab-check lab-clean lab-crash lab-timing matrix packages root
 
 help:
 	@echo 'make build       the program, optimised: $(PRODUCT)'
@@ -14,6 +14,7 @@ help:
 	@echo 'make sim         members, NATs, broker and relays in memory and in virtual time (no root, two minutes)'
 	@echo 'make check       format, lints, documentation, fast tests, fuzz targets compile, licences (no root)'
 	@echo 'make bench       speed, delay and cost against what the machine can do and other tunnels (root, 20 minutes)'
+	@echo 'make bench-relay what one relay carries by its kernel, in user space, and beside a kernel NAT (root, 10 minutes)'
 	@echo 'make fuzz        every fuzz target for a minute'
 	@echo 'make lab-check   every NAT of the lab against STUN clients that others wrote (root, three minutes)'
 	@echo 'make matrix      two members between every pair of NATs: what carried, how soon (root, twenty minutes)'
@@ -66,6 +67,11 @@ bench: root build
 	@tests/lab/install.sh tincd tinc openvpn openvpn openssl openssl
 	$(BUILD) cargo build --release --locked -p ntcp-lab
 	target/release/ntcp-lab bench --bin $(PRODUCT) --rounds $(ROUNDS) --seconds $(SECONDS) $(if $(ONLY),--only '$(ONLY)')
+
+# ROUNDS, SECONDS, CONNECTIONS (of the second column) and IDLE (sessions that stand beside) change what is measured.
+bench-relay: root packages
+	$(BUILD) cargo bench --locked --bench relay --no-run
+	ROUNDS=$(ROUNDS) SECONDS=$(SECONDS) $(ROOT) cargo bench --locked --bench relay
 
 fuzz:
 	@tests/lab/install.sh c++ g++

@@ -24,6 +24,7 @@ use ntcp_lab::Site;
 use ntcp_lab::interrupt;
 use ntcp_lab::lab;
 use ntcp_lab::lab::say;
+use ntcp_lab::openssh::COUNTER;
 use ntcp_lab::openssh::SshServer;
 use ntcp_lab::product::Daemon;
 use ntcp_lab::product::Mesh;
@@ -42,9 +43,9 @@ fn product() -> Result<Product> {
 
 /// A relay in public, and two members, each behind a NAT that gives every connection another port.
 struct World<'lab> {
-    _net: Internet<'lab>,
+    net: Internet<'lab>,
     server: Host,
-    _mesh: Mesh,
+    mesh: Mesh,
     _routers: [Router<'lab>; 2],
     alice: Daemon,
     bob: Daemon,
@@ -61,7 +62,7 @@ impl<'lab> World<'lab> {
         let (a, b) = (home.host("alice")?, work.host("bob")?);
         let mesh = Mesh::found(&product()?, &server, config)?;
         let (alice, bob) = (mesh.join(&a, &["--hosts"])?, mesh.join(&b, &["--hosts"])?);
-        Ok(Self { _net: net, server, _mesh: mesh, _routers: routers, alice, bob })
+        Ok(Self { net, server, mesh, _routers: routers, alice, bob })
     }
 
     fn symmetric(lab: &'lab Lab) -> Result<Self> {
@@ -167,9 +168,110 @@ fn between_two_symmetric_nats_there_is_one_tcp_connection_from_end_to_end() {
     });
 }
 
+#[test]
+fn when_a_relay_dies_its_members_go_on_by_the_other_one_and_lose_nothing() {
+    lab::test(|lab| {
+        const BYTES: usize = 100_000_000;
+        let world = World::symmetric(lab)?;
+        let (alice, bob) = (&world.alice, &world.bob);
+        let spare = world.net.host("spare", &Link::delayed(DELAY))?;
+        let _spare = world.mesh.add_relay(&spare, &[world.server.v4])?;
+        // The broker must know it before it introduces the two.
+        interrupt::pause(Duration::from_secs(2))?;
+        world.meet()?;
+        wait_spliced(alice, "bob")?;
+        wait_spliced(bob, "alice")?;
+        let carrier = relay_of(alice)?;
+        let doomed = if carrier == "spare" { &spare } else { &world.server };
+        // Long enough for both to have taken their places at the other relay.
+        interrupt::pause(Duration::from_secs(3))?;
+
+        let sshd = SshServer::start(bob.ns(), IpAddr::V4(bob.address()?))?;
+        let mut session = sshd.session(alice.ns(), "bob", COUNTER)?;
+        session.advance(5, PATIENCE)?;
+        let copy = format!("yes | head -c {BYTES}");
+        let words = sshd.login(alice.ns(), "bob", &copy)?;
+        let words: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+        let mut copying = alice.ns().spawn(&["sh", "-c", &format!("{} | sha256sum", words.join(" "))])?;
+        interrupt::pause(Duration::from_millis(1500))?;
+        ensure!(copying.ended()?.is_none(), "the copy was over before the relay died: make it longer");
+
+        let died = Instant::now();
+        doomed.ns.ip("link set eth0 down")?;
+        while relay_of(alice)? == carrier || relay_of(bob)? == carrier {
+            ensure!(died.elapsed() < PATIENCE, "still at the dead relay: {:?}", alice.peer("bob")?);
+            interrupt::pause(Duration::from_millis(20))?;
+        }
+        say(&format!("both members at the other relay {:?} after {carrier} died", died.elapsed()));
+        session.advance(10, PATIENCE)?;
+        let wanted = alice.ns().run(&["sh", "-c", &format!("{copy} | sha256sum")])?;
+        copying.wait(PATIENCE * 3)?;
+        ensure!(copying.log().contains(wanted.trim()), "{} is not {wanted}", copying.log());
+        session.advance(5, PATIENCE)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn a_relay_without_the_right_to_splice_copies_and_says_why() {
+    lab::test(|lab| {
+        let site = Site::new(Nat::SymmetricRandom);
+        let world = World::new(lab, [site.lan(1), site.lan(2)], "splice_ports = \"none\"\n")?;
+        world.meet()?;
+        let path = world.alice.wait_relay("bob", PATIENCE)?;
+        ensure!(path.all.get("relay_transport").and_then(|by| by.as_str()) != Some("splice"), "{path:?}");
+        let status = status(&world.server)?;
+        let why = status.pointer("/relay/no_kernel").and_then(|why| why.as_str()).unwrap_or_default();
+        ensure!(why.contains("relay.splice_ports"), "{status:#}");
+        let session = status.pointer("/relay/carried/0").context("no session is listed")?;
+        ensure!(session.get("backend").and_then(|b| b.as_str()) == Some("userspace"), "{session}");
+        Ok(())
+    });
+}
+
+#[test]
+fn the_relays_table_goes_with_the_relay_and_after_a_crash_with_cleanup_or_the_next_start() {
+    lab::test(|lab| {
+        let net = Internet::new(lab)?;
+        let host = net.host("server", &Link::Plain)?;
+        let mut mesh = Mesh::found(&product()?, &host, "")?;
+        let table =
+            || -> Result<bool> { Ok(host.ns.run(&["nft", "list", "tables"])?.contains("ntcp_relay")) };
+        ensure!(table()?, "no table while it runs");
+        mesh.server.take().context("no server")?.stop()?;
+        ensure!(!table()?, "the table stayed after a clean end");
+
+        mesh.serve()?;
+        mesh.server.take().context("no server")?.crash()?;
+        ensure!(table()?, "a killed process removes nothing");
+        mesh.serve()?;
+        mesh.server.take().context("no server")?.stop()?;
+        ensure!(!table()?, "the next start has not taken it over");
+
+        mesh.serve()?;
+        mesh.server.take().context("no server")?.crash()?;
+        product()?.run(&host.ns, &["down", "--cleanup"])?;
+        ensure!(!table()?, "`down --cleanup` has left it");
+        Ok(())
+    });
+}
+
+/// The relay by which alice and bob are joined now; empty if none is.
+fn relay_of(daemon: &Daemon) -> Result<String> {
+    let status = daemon.status()?;
+    let peers = status.get("peers").and_then(|peers| peers.as_array()).cloned().unwrap_or_default();
+    let name = peers.iter().find_map(|peer| peer.get("relay")?.as_str().map(str::to_owned));
+    Ok(name.unwrap_or_default())
+}
+
+fn status(server: &Host) -> Result<serde_json::Value> {
+    Ok(serde_json::from_str(&product()?.run(&server.ns, &["status", "--json"])?)?)
+}
+
 /// Bytes that the relay's process has handed on.
 fn relayed(server: &Host) -> Result<u64> {
-    let status = product()?.run(&server.ns, &["status", "--json"])?;
-    let status: serde_json::Value = serde_json::from_str(&status)?;
-    status.pointer("/relay/bytes").and_then(serde_json::Value::as_u64).context("no relay in the status")
+    status(server)?
+        .pointer("/relay/bytes")
+        .and_then(serde_json::Value::as_u64)
+        .context("no relay in the status")
 }

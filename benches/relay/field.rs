@@ -112,7 +112,8 @@ impl Field {
         }
         let [a, b, r] = <[Namespace; 3]>::try_from(hosts).map_err(|_| anyhow::anyhow!("three hosts"))?;
         // Members reach each other's second address through the relay's machine alone.
-        for (host, own, other) in [(&a, "198.51.100.1", "198.51.100.2"), (&b, "198.51.100.2", "198.51.100.1")] {
+        for (host, own, other) in [(&a, "198.51.100.1", "198.51.100.2"), (&b, "198.51.100.2", "198.51.100.1")]
+        {
             host.ip(&format!("addr add {own}/32 dev lo\nroute add {other} via {R} src {own}"))?;
         }
         r.ip(&format!("route add 198.51.100.1 via {A}\nroute add 198.51.100.2 via {B}"))?;
@@ -130,7 +131,8 @@ impl Field {
         match means {
             Means::Router | Means::Nat => {
                 // Connection tracking remembers what was translated, so the rules stay until the next.
-                let nat = "table ip nat { chain out { type nat hook postrouting priority 100; masquerade } }\n";
+                let nat =
+                    "table ip nat { chain out { type nat hook postrouting priority 100; masquerade } }\n";
                 self.r.nft(&format!("flush ruleset\n{}", if means == Means::Nat { nat } else { "" }))?;
                 let pipes = self.dial_sink(connections, SocketAddr::from(([198, 51, 100, 2], SINK)))?;
                 Ok(Open { pipes, relay: None })
@@ -258,7 +260,8 @@ impl Running {
             relay: self.secret.public(),
             expires: clock::now().unix.plus(Duration::from_secs(60)),
         };
-        let endpoint = Candidate { transport: over, kind: Kind::Configured, addr: SocketAddr::from((R, PORT)) };
+        let endpoint =
+            Candidate { transport: over, kind: Kind::Configured, addr: SocketAddr::from((R, PORT)) };
         let offer = RelayOffer {
             certificate: Vec::new(),
             endpoints: vec![endpoint],

@@ -7,7 +7,12 @@
 //! work; only ratios within a round mean anything. Processor time is that of the whole process with all its threads, in
 //! which the kernel does what is done for them; with a router or a NAT that is what the two ends cost.
 
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::panic, reason = "a bench measures with the real clock")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a bench measures with the real clock"
+)]
 
 mod field;
 mod means;
@@ -71,7 +76,8 @@ fn main() -> Result<()> {
         for row in &mut rows {
             let turn = || -> Result<(Figures, Figures, f64)> {
                 let one = bulk(&field, row.means, 1, length).context("one connection")?;
-                let all = bulk(&field, row.means, many, length).with_context(|| format!("{many} connections"))?;
+                let all =
+                    bulk(&field, row.means, many, length).with_context(|| format!("{many} connections"))?;
                 let rtt = rtt(&field, row.means).context("round trips")?;
                 Ok((one, all, rtt))
             };
@@ -191,7 +197,15 @@ fn report(rows: &[Row], many: usize) {
     let nat = rows.iter().find(|row| row.means == Means::Nat);
     println!(
         "{:<22} {:>9} {:>8} {:>7} {:>9} {:>8} {:>7} {:>8} {:>7}",
-        "", "1: Mbit/s", "of NAT", "s/GB", format!("{many}: Mb/s"), "of NAT", "s/GB", "RTT us", "of NAT"
+        "",
+        "1: Mbit/s",
+        "of NAT",
+        "s/GB",
+        format!("{many}: Mb/s"),
+        "of NAT",
+        "s/GB",
+        "RTT us",
+        "of NAT"
     );
     for row in rows.iter().filter(|row| !row.one.is_empty()) {
         let ratio = |own: &[f64], others: Option<Vec<f64>>| {

@@ -112,7 +112,11 @@ fn roles(out: &mut String, status: &Status) {
         line(out, &format!("broker here: on {}, {counts}", on(&role.listen)));
     }
     if let Some(role) = &status.relay {
-        let counts = format!("{}, {} forwarded", counted(role.sessions, "session"), bytes(role.bytes));
+        let kernel = match &role.no_kernel {
+            Some(why) => format!("; none in the kernel: {why}"),
+            None => format!(", {} in the kernel", role.spliced),
+        };
+        let counts = format!("{}, {} copied{kernel}", counted(role.sessions, "session"), bytes(role.bytes));
         line(out, &format!("relay here: on {}, {counts}", on(&role.listen)));
     }
     if let Some(role) = &status.stun {

@@ -196,7 +196,14 @@ fn a_server_without_a_member_shows_its_roles() {
             online: 2,
             signs: false,
         }),
-        relay: Some(RelayRole { listen: vec!["0.0.0.0:6061".parse().unwrap()], sessions: 1, bytes: 2048 }),
+        relay: Some(RelayRole {
+            listen: vec!["0.0.0.0:6061".parse().unwrap()],
+            sessions: 1,
+            bytes: 2048,
+            spliced: 1,
+            no_kernel: None,
+            carried: Vec::new(),
+        }),
         ..Status::serving()
     };
     assert_eq!(
@@ -204,7 +211,7 @@ fn a_server_without_a_member_shows_its_roles() {
         "\
 serving network home (no member here)
 broker here: on 0.0.0.0:6060, 2 of 3 members online, without the CA key
-relay here: on 0.0.0.0:6061, 1 session, 2.0 KiB forwarded
+relay here: on 0.0.0.0:6061, 1 session, 2.0 KiB copied, 1 in the kernel
 "
     );
 }

@@ -425,8 +425,28 @@ pub struct RelayRole {
     pub listen: Vec<SocketAddr>,
     /// Sessions now.
     pub sessions: u64,
-    /// Bytes forwarded since the start.
+    /// Bytes forwarded since the start, without those that the kernel forwards.
     pub bytes: u64,
+    /// Sessions that the kernel carries now.
+    #[serde(default)]
+    pub spliced: u64,
+    /// Why the kernel carries none here, if it cannot.
+    #[serde(default)]
+    pub no_kernel: Option<String>,
+    /// The sessions, or the first of them.
+    #[serde(default)]
+    pub carried: Vec<RelayedSession>,
+}
+
+/// A session at a relay.
+#[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub struct RelayedSession {
+    /// Where its two sides are bound from, as far as they are.
+    pub sides: Vec<SocketAddr>,
+    /// `kernel` or `userspace`.
+    pub backend: String,
+    /// Why.
+    pub why: String,
 }
 
 /// A STUN server, seen from inside.

@@ -33,7 +33,11 @@ use crate::identity::credentials::Credentials;
 use crate::identity::names::GroupName;
 use crate::identity::names::MemberName;
 use crate::identity::names::NetworkName;
+use crate::relay::server::SessionView;
 use crate::wire::enroll::Invite;
+
+/// Sessions of the relay that a status lists: what a person can read.
+const SESSIONS_SHOWN: usize = 100;
 
 /// Between two looks whether every role still runs.
 pub(super) const HEALTH: Duration = Duration::from_secs(1);
@@ -160,6 +164,9 @@ impl Servers {
                 listen: relay.handle.addrs().to_vec(),
                 sessions: stats.sessions as u64,
                 bytes: stats.bytes,
+                spliced: stats.spliced as u64,
+                no_kernel: relay.handle.no_kernel().map(str::to_owned),
+                carried: relay.handle.sessions(SESSIONS_SHOWN).iter().map(relayed_session).collect(),
             });
         }
         if let Some(stun) = &self.stun {
@@ -325,5 +332,13 @@ fn loopback_of(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+    }
+}
+
+fn relayed_session(session: &SessionView) -> api::RelayedSession {
+    api::RelayedSession {
+        sides: session.sides.iter().flatten().map(|(_, addr)| *addr).collect(),
+        backend: session.backend.word().to_owned(),
+        why: session.why.to_string(),
     }
 }

@@ -11,6 +11,17 @@ pub enum Backend {
     Kernel,
 }
 
+impl Backend {
+    /// One word, for programs.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Userspace => "userspace",
+            Self::Kernel => "kernel",
+        }
+    }
+}
+
 /// Why a session is carried as it is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, thiserror::Error)]
 pub enum Why {
