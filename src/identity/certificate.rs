@@ -274,6 +274,20 @@ impl Certificate {
     pub fn renew_at(&self) -> UnixTime {
         self.not_before.plus(self.not_after.since(self.not_before) * 2 / 3)
     }
+
+    /// Whether it is believed at `now` as far as time is concerned; for one whose signature was checked before.
+    ///
+    /// # Errors
+    /// [`CertError::NotYetValid`] or [`CertError::Expired`].
+    pub fn check_time(&self, now: UnixTime) -> Result<(), CertError> {
+        if now.plus(CLOCK_SKEW) < self.not_before {
+            return Err(CertError::NotYetValid);
+        }
+        if now > self.not_after {
+            return Err(CertError::Expired);
+        }
+        Ok(())
+    }
 }
 
 impl TrustAnchor {
@@ -332,12 +346,7 @@ impl TrustAnchor {
         if certificate.subject.uri.network != self.network {
             return Err(CertError::WrongNetwork);
         }
-        if now.plus(CLOCK_SKEW) < certificate.not_before {
-            return Err(CertError::NotYetValid);
-        }
-        if now > certificate.not_after {
-            return Err(CertError::Expired);
-        }
+        certificate.check_time(now)?;
         Ok(certificate)
     }
 

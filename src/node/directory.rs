@@ -60,7 +60,9 @@ impl Directory {
     /// Forgets a member.
     pub fn remove(&mut self, name: &MemberName) {
         let Some(old) = self.by_name.remove(name) else { return };
-        self.by_addr.retain(|_, at| at != name);
+        for addr in [IpAddr::V4(old.addrs.v4), IpAddr::V6(old.addrs.v6)] {
+            self.by_addr.remove(&addr);
+        }
         self.by_key.remove(&old.certificate.subject.wg);
     }
 

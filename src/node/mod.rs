@@ -396,7 +396,10 @@ impl Node {
             if due {
                 self.with_path(id, now, out, Path::handle_timeout);
             }
-            self.pump(id, now, out);
+            // What waits may leave because time passed alone; everything else follows from an event or a deadline.
+            if due || self.peers.get(id).is_some_and(Peer::has_kept) {
+                self.pump(id, now, out);
+            }
         }
     }
 

@@ -15,6 +15,8 @@ const SUSPICIOUS_AFTER: Duration = ms(500);
 const URGENT: Duration = ms(250);
 /// Between probes of the way that carries traffic: what RTT and loss in `status` are made of.
 const CARRYING: Duration = ms(2000);
+/// So long after the last packet a way still counts as carrying: people pause. Probes for nobody would keep radios awake.
+pub const PAUSE: Duration = ms(30_000);
 /// Between probes of a way that only has to be kept open: below 30 s, the shortest UDP mapping lifetime in common use
 /// (Linux conntrack, one-way flows; RFC 4787 REQ-5 would give two minutes).
 const KEEPING: Duration = ms(20_000);
@@ -37,17 +39,20 @@ const fn ms(n: u64) -> Duration {
 /// What a way is good for at the moment: decides how often it is probed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Duty {
-    /// Carries traffic, and there was some lately.
-    Carrying,
+    /// Carries traffic, and there was some lately: until then, if no more comes.
+    Carrying(Instant),
     /// Is kept open.
     Standby,
 }
 
 impl Duty {
-    /// Of `leg`, when `carrier` carries.
+    /// Of `leg`, when another or the same carries until some moment.
     #[must_use]
-    pub fn of(leg: Leg, carrier: Option<Leg>) -> Self {
-        if Some(leg) == carrier { Self::Carrying } else { Self::Standby }
+    pub fn of(leg: Leg, carrying: Option<(Leg, Instant)>) -> Self {
+        match carrying {
+            Some((carrier, until)) if carrier == leg => Self::Carrying(until),
+            Some(_) | None => Self::Standby,
+        }
     }
 }
 
@@ -162,8 +167,8 @@ impl Health {
             return probed + gap;
         }
         let regular = match duty {
-            Duty::Carrying => probed + CARRYING,
-            Duty::Standby => probed.max(self.heard) + KEEPING,
+            Duty::Carrying(until) if probed + CARRYING < until => probed + CARRYING,
+            Duty::Carrying(_) | Duty::Standby => probed.max(self.heard) + KEEPING,
         };
         let suspicious = SUSPICIOUS_AFTER.max(self.srtt.unwrap_or_default() * 2);
         match self.waiting_since {
@@ -242,9 +247,12 @@ mod tests {
         h.on_sent(t0 + ms(10));
         let (mut now, mut id) = (t0, 0);
         while !h.is_dead() {
-            now = h.next_probe(Duty::Carrying).min(h.next_expiry().unwrap_or(now + KEEPING)).max(now);
+            now = h
+                .next_probe(Duty::Carrying(t0 + PAUSE))
+                .min(h.next_expiry().unwrap_or(now + KEEPING))
+                .max(now);
             h.expire(now);
-            if h.next_probe(Duty::Carrying) <= now && !h.is_dead() {
+            if h.next_probe(Duty::Carrying(t0 + PAUSE)) <= now && !h.is_dead() {
                 id += 1;
                 h.on_probe(transaction(id), now);
             }
@@ -254,7 +262,7 @@ mod tests {
         h.on_probe(transaction(99), now);
         h.on_heard(now + ms(1));
         assert!(h.is_dead(), "the peer's words do not say that ours arrive");
-        assert_eq!(h.next_probe(Duty::Carrying), now + URGENT, "but that is asked soon");
+        assert_eq!(h.next_probe(Duty::Carrying(t0 + PAUSE)), now + URGENT, "but that is asked soon");
         assert!(h.on_answer(transaction(99), now + ms(2)).is_some());
         assert!(!h.is_dead());
     }
@@ -267,7 +275,8 @@ mod tests {
         h.on_probe(transaction(1), t0);
         assert_eq!(h.on_answer(transaction(1), t0 + ms(30)), Some(ms(30)));
         assert_eq!(h.next_probe(Duty::Standby), t0 + ms(30) + KEEPING);
-        assert_eq!(h.next_probe(Duty::Carrying), t0 + CARRYING);
+        assert_eq!(h.next_probe(Duty::Carrying(t0 + PAUSE)), t0 + CARRYING);
+        assert_eq!(h.next_probe(Duty::Carrying(t0 + CARRYING)), t0 + ms(30) + KEEPING, "nobody talks");
         assert_eq!(h.on_answer(transaction(1), t0 + ms(31)), None, "one answer a probe");
     }
 
@@ -340,7 +349,7 @@ mod tests {
         assert!(!h.is_dead(), "its messages may have crossed");
         h.on_deserted(t0 + ms(500));
         assert!(h.is_dead());
-        assert!(h.next_probe(Duty::Carrying) <= t0 + ms(500));
+        assert!(h.next_probe(Duty::Carrying(t0 + PAUSE)) <= t0 + ms(500));
         h.on_probe(transaction(2), t0 + ms(500));
         assert!(h.on_answer(transaction(2), t0 + ms(540)).is_some());
         assert!(!h.is_dead());

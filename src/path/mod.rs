@@ -39,6 +39,7 @@ use crate::identity::keys::WgPublic;
 use crate::path::effort::Effort;
 use crate::path::health::Duty;
 use crate::path::health::Health;
+use crate::path::health::PAUSE;
 use crate::path::leg::Leg;
 use crate::path::relays::Relays;
 use crate::path::streams::Streams;
@@ -333,8 +334,9 @@ impl Path {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let attempts = self.attempts.iter().filter_map(Attempt::poll_timeout);
         let over = self.attempts.iter().map(|a| a.started() + crate::punch::attempt::DEADLINE);
+        let carrying = self.carrying();
         let probes = self.healths().flat_map(|(leg, _, health)| {
-            [Some(health.next_probe(Duty::of(leg, self.carrier))), health.next_expiry()].into_iter().flatten()
+            [Some(health.next_probe(Duty::of(leg, carrying))), health.next_expiry()].into_iter().flatten()
         });
         let relays = self.relays.poll_timeout();
         // Nothing is asked for a path that is direct, or idle by then: such a deadline would never be met.
@@ -633,8 +635,9 @@ impl Path {
             self.trouble.get_or_insert(why);
         }
         self.reconsider(now);
-        self.ways.probe(self.carrier, &mut self.numbers, ctx);
-        self.relays.probe(self.carrier, &mut self.numbers, ctx);
+        let carrying = self.carrying();
+        self.ways.probe(carrying, &mut self.numbers, ctx);
+        self.relays.probe(carrying, &mut self.numbers, ctx);
     }
 
     fn finish_attempts(&mut self, now: Instant) {
@@ -688,6 +691,11 @@ impl Path {
             self.effort = self.effort.refreshed(now);
         }
         self.carrier = chosen;
+    }
+
+    /// What carries, and until when it counts as that if there is no more traffic.
+    fn carrying(&self) -> Option<(Leg, Instant)> {
+        Some((self.carrier?, self.wanted? + PAUSE))
     }
 
     fn healths(&self) -> impl Iterator<Item = (Leg, &PairKeys, &Health)> {

@@ -120,12 +120,17 @@ impl Relays {
     }
 
     /// Sends the probes that are due.
-    pub(super) fn probe(&mut self, carrier: Option<Leg>, numbers: &mut Numbers, ctx: &mut Ctx<'_>) {
+    pub(super) fn probe(
+        &mut self,
+        carrying: Option<(Leg, Instant)>,
+        numbers: &mut Numbers,
+        ctx: &mut Ctx<'_>,
+    ) {
         let now = ctx.now.instant;
         for session in &mut self.sessions {
             let bound = session.bound.as_mut().map(|(leg, health)| (*leg, health));
             for (leg, health) in bound.into_iter().chain(session.splice.way_mut()) {
-                if health.next_probe(Duty::of(leg, carrier)) <= now {
+                if health.next_probe(Duty::of(leg, carrying)) <= now {
                     let id = numbers.next(ctx.rng);
                     leg.push(ctx.outbox, &session.keys.request(id, 0));
                     health.on_probe(id, now);

@@ -56,10 +56,15 @@ impl Ways {
     }
 
     /// Sends the probes that are due.
-    pub(super) fn probe(&mut self, carrier: Option<Leg>, numbers: &mut Numbers, ctx: &mut Ctx<'_>) {
+    pub(super) fn probe(
+        &mut self,
+        carrying: Option<(Leg, Instant)>,
+        numbers: &mut Numbers,
+        ctx: &mut Ctx<'_>,
+    ) {
         let now = ctx.now.instant;
         for way in &mut self.all {
-            if way.health.next_probe(Duty::of(way.leg, carrier)) <= now {
+            if way.health.next_probe(Duty::of(way.leg, carrying)) <= now {
                 let id = numbers.next(ctx.rng);
                 way.leg.push(ctx.outbox, &way.keys.request(id, 0));
                 way.health.on_probe(id, now);
