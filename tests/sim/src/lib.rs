@@ -13,6 +13,7 @@
 //! | [`machine`] | a member, and what an engine, a kernel and a user do around it |
 //! | `link` | a member's connection to the broker, dialled and lost |
 //! | [`server`] | the broker and the relays |
+//! | [`crowd`] | thousands of members, and what happens to them |
 //! | [`trace`] | what happened, as one number |
 //! | [`clock`] | virtual time, also for those who ask the system |
 //!
@@ -21,6 +22,7 @@
 #![allow(clippy::missing_panics_doc, reason = "a test that cannot go on fails")]
 
 pub mod clock;
+pub mod crowd;
 mod link;
 pub mod machine;
 pub mod nat;

@@ -106,6 +106,12 @@ impl World {
         self.collect_server();
     }
 
+    /// A relay's program ends.
+    pub fn stop_relay(&mut self, n: usize) {
+        self.server.stop_relay(n);
+        self.collect_server();
+    }
+
     /// The broker's program starts anew: it has its directory and knows nobody's whereabouts.
     pub fn start_broker(&mut self) {
         self.server.start_broker(&self.authority, self.now);
