@@ -38,10 +38,11 @@ demo: root build
 # Built as the calling user, run as root. Doc tests come last, so the very last summary is theirs.
 test: root packages
 	$(BUILD) cargo test --workspace --locked --no-run
+	$(BUILD) cargo test --release --locked -p ntcp-sim --test crowd -- --nocapture
 	$(ROOT) cargo test --workspace --locked --no-fail-fast
 
 sim: packages
-	$(BUILD) cargo test --locked -p ntcp-sim
+	$(BUILD) cargo test --release --locked -p ntcp-sim -- --nocapture
 
 check: packages
 	$(BUILD) cargo fmt --all --check

@@ -333,8 +333,9 @@ impl Node {
         };
         if let Some(Peer { kind: Kind::Mesh(mesh), .. }) = self.peers.get_mut(id) {
             mesh.profile = offer.profile;
-            // Whoever was asked for has somebody who wants to talk.
-            mesh.path.handle_demand(now.instant);
+            if side == Side::Asked {
+                mesh.path.handle_asked_for(now.instant);
+            }
         }
         self.with_path(id, now, out, |path, ctx| path.handle_introduction(introduction, ctx));
         if !offer.noise.is_empty() {

@@ -66,6 +66,8 @@ pub use terms::Transport;
 pub const MAX_INTRODUCTIONS: usize = 4;
 /// Without traffic for this long a path is not worth keeping open.
 pub const IDLE_AFTER: Duration = Duration::from_secs(300);
+/// Whoever had us introduced sends something within this: three tries of a handshake (WireGuard 6.1: every 5 s), and room.
+const EXPECTED_WITHIN: Duration = Duration::from_secs(30);
 /// Both sides climb the same ladder; one of them waits this much longer, so that one introduction serves both.
 const POLITENESS: Duration = Duration::from_millis(1500);
 /// Which way to one peer.
@@ -83,6 +85,7 @@ pub struct Path {
     carrier: Option<Leg>,
     effort: Effort,
     wanted: Option<Instant>,
+    asked_for: Option<Instant>,
     trouble: Option<String>,
     last_tally: Option<(usize, usize, usize)>,
     /// The peer opens super-packets, by its last word.
@@ -113,6 +116,7 @@ impl Path {
             carrier: None,
             effort: Effort::fresh(now),
             wanted: None,
+            asked_for: None,
             trouble: None,
             last_tally: None,
             opens_super_packets: false,
@@ -122,6 +126,12 @@ impl Path {
     /// Traffic for the peer, or from it: the path is worth having.
     pub fn handle_demand(&mut self, now: Instant) {
         self.wanted = Some(now);
+    }
+
+    /// The peer asked for us: its first packets are on their way. If none comes, that is no reason to keep a path, or two
+    /// members that ask for each other in turn would keep each other awake for ever.
+    pub fn handle_asked_for(&mut self, now: Instant) {
+        self.asked_for = Some(now);
     }
 
     /// A message left by `leg`.
@@ -346,10 +356,7 @@ impl Path {
             let at = self.effort.deadline()? + patience;
             (!(rests && self.is_direct()) && at < wanted + IDLE_AFTER).then_some(at)
         });
-        let idle = self
-            .wanted
-            .filter(|_| !self.ways.is_empty() || !self.relays.is_empty())
-            .map(|at| at + IDLE_AFTER);
+        let idle = self.active_until().filter(|_| !self.ways.is_empty() || !self.relays.is_empty());
         let streams = self.streams.poll_timeout();
         attempts.chain(over).chain(probes).chain(streams).chain(relays).chain(effort).chain(idle).min()
     }
@@ -370,11 +377,10 @@ impl Path {
     /// Whether the broker should be asked for an introduction now.
     #[must_use]
     pub fn wants_introduction(&self, now: Instant) -> bool {
-        self.is_active(now)
-            && !self.is_direct()
-            && self
-                .effort
-                .is_due(now - self.patience().min(now.saturating_duration_since(self.wanted.unwrap_or(now))))
+        // Only who has traffic asks: being asked for is no reason to ask back.
+        let Some(wanted) = self.wanted.filter(|at| now < *at + IDLE_AFTER) else { return false };
+        let patience = self.patience().min(now.saturating_duration_since(wanted));
+        !self.is_direct() && self.effort.is_due(now - patience)
     }
 
     /// What carries now.
@@ -431,7 +437,12 @@ impl Path {
     /// Whether there was traffic lately.
     #[must_use]
     pub fn is_active(&self, now: Instant) -> bool {
-        self.wanted.is_some_and(|at| now < at + IDLE_AFTER)
+        self.active_until().is_some_and(|until| now < until)
+    }
+
+    fn active_until(&self) -> Option<Instant> {
+        let wanted = self.wanted.map(|at| at + IDLE_AFTER);
+        wanted.max(self.asked_for.map(|at| at + EXPECTED_WITHIN))
     }
 
     /// Why the path is not direct, in words, and when the next try is due.

@@ -342,6 +342,33 @@ impl Crowd {
         self.note(next, Event::Asks { who, of, left: left - 1 });
     }
 
+    /// Introductions that brokers made, all lives together.
+    #[must_use]
+    pub fn introductions(&self) -> u64 {
+        self.world.trace.introductions
+    }
+
+    /// Every member asks one other, and again each second, for `patience`: who got no answer from whom, and how many
+    /// asked.
+    pub fn who_cannot_talk(&mut self, patience: Duration) -> (Vec<(Who, Who)>, usize) {
+        let count = self.members.len();
+        let pairs: Vec<(Who, Who)> =
+            (0..count).map(|n| (self.members[n], self.members[(n + count / 2) % count])).collect();
+        let before: Vec<u64> = self.world.machines.iter().map(|machine| machine.answers).collect();
+        let mut mute = pairs;
+        for _ in 0..patience.as_secs() {
+            for (who, of) in mute.clone() {
+                self.world.say(who, of, "ping again");
+            }
+            self.run_for(secs(1));
+            mute.retain(|(who, _)| self.world.machines[who.0].answers == before[who.0]);
+            if mute.is_empty() {
+                break;
+            }
+        }
+        (mute, count)
+    }
+
     /// How many answers came to all of them together.
     #[must_use]
     pub fn answers(&self) -> u64 {

@@ -34,6 +34,8 @@ pub struct Trace {
     pub relayed: u64,
     /// Messages between members and the broker.
     pub control: u64,
+    /// Introductions that the broker made.
+    pub introductions: u64,
     /// Packets that came out of tunnels.
     pub packets: u64,
 }
@@ -49,6 +51,7 @@ impl Default for Trace {
             handshakes: 0,
             relayed: 0,
             control: 0,
+            introductions: 0,
             packets: 0,
         }
     }

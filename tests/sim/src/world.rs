@@ -339,6 +339,8 @@ impl World {
             Arrival::AtMember { to, link, message } => {
                 if self.machines[to.0].link == link {
                     self.trace.control(now.instant - self.start, to.0, &message);
+                    let asked = matches!(&message, FromBroker::Offer(offer) if offer.request.is_some());
+                    self.trace.introductions += u64::from(asked);
                     let key = self.server.key_of(to);
                     self.at_member(to, |m| m.handle_broker(message, key, now));
                 }

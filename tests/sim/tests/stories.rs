@@ -563,6 +563,19 @@ fn an_idle_path_goes_quiet_and_comes_back_on_demand() {
 }
 
 #[test]
+fn relayed_members_that_have_nothing_to_say_let_each_other_sleep() {
+    let (mut world, anna, bert) = World::pair(SYMMETRIC, SYMMETRIC);
+    assert!(world.ask(anna, bert, secs(5)).is_some());
+    world.run(secs(420));
+    let (wire, offers) = (world.wire.len(), world.machines[bert.0].offers.len());
+    world.run(secs(1200));
+    let chatter = world.wire[wire..].iter().filter(|s| s.to != server::BROKER && s.from != server::BROKER);
+    assert_eq!(chatter.count(), 0);
+    assert_eq!(world.machines[bert.0].offers.len(), offers, "nobody asks for anybody");
+    assert!(world.ask(bert, anna, secs(5)).is_some(), "until there is something to say");
+}
+
+#[test]
 fn a_path_in_use_lives_for_ever_and_a_nat_never_forgets_it() {
     let (mut world, anna, bert) = World::pair(PORT_RESTRICTED, PORT_RESTRICTED);
     assert!(world.ask(anna, bert, secs(5)).is_some());
