@@ -5,16 +5,18 @@ ROOT := tests/lab/as-builder.sh --root
 PRODUCT := target/release/ntcp-overlay
 LAB := target/debug/ntcp-lab
 
-.PHONY: help build demo test sim check bench bench-relay fuzz deny lab-check lab-clean lab-crash lab-timing matrix packages root
+.PHONY: help build demo test test-backends bench-micro sim check bench bench-relay fuzz deny lab-check lab-clean lab-crash lab-timing matrix packages root
 
 help:
 	@echo 'make build       the program, optimised: $(PRODUCT)'
 	@echo 'make demo        two machines behind NATs meet: ping, ssh, curl (root, two minutes)'
 	@echo 'make test        every test, with real kernels and NATs (root)'
 	@echo 'make sim         members, NATs, broker and relays in memory and in virtual time (no root, two minutes)'
+	@echo 'make test-backends   the tests of the data plane again, without offloads (root)'
 	@echo 'make check       format, lints, documentation, fast tests, fuzz targets compile, licences (no root)'
 	@echo 'make bench       speed, delay and cost against what the machine can do and other tunnels (root, 20 minutes)'
 	@echo 'make bench-relay what one relay carries by its kernel, in user space, and beside a kernel NAT (root, 10 minutes)'
+	@echo 'make bench-micro sealing, cutting, joining, routing, each alone (no root)'
 	@echo 'make fuzz        every fuzz target for a minute'
 	@echo 'make lab-check   every NAT of the lab against STUN clients that others wrote (root, three minutes)'
 	@echo 'make matrix      two members between every pair of NATs: what carried, how soon (root, twenty minutes)'
@@ -43,6 +45,15 @@ test: root packages
 
 sim: packages
 	$(BUILD) cargo test --release --locked -p ntcp-sim -- --nocapture
+
+# What touches the data plane, with one packet a call at the device and the sockets, and with that at the sockets alone.
+BACKENDS := offload udp_offload
+test-backends: root packages
+	$(BUILD) cargo test --workspace --locked --no-run
+	@for key in $(BACKENDS); do echo "member.$$key = false"; \
+	    printf '[member]\n%s = false\n' $$key >target/$$key.toml; \
+	    NTCP_LAB_CONFIG=$$PWD/target/$$key.toml $(ROOT) cargo test --locked --no-fail-fast --test e2e --test kernel \
+	        || exit 1; done
 
 check: packages
 	$(BUILD) cargo fmt --all --check
@@ -73,6 +84,9 @@ bench: root build
 bench-relay: root packages
 	$(BUILD) cargo bench --locked --bench relay --no-run
 	ROUNDS=$(ROUNDS) SECONDS=$(SECONDS) $(ROOT) cargo bench --locked --bench relay
+
+bench-micro:
+	$(BUILD) cargo bench --locked --bench dataplane
 
 fuzz:
 	@tests/lab/install.sh c++ g++

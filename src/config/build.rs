@@ -147,6 +147,7 @@ impl Source<'_> {
             ));
         }
         let udp = member.udp.unwrap_or(true);
+        let offload = member.offload.unwrap_or(true);
         let transport = match (member.transport.as_deref(), udp) {
             (None | Some("auto"), _) => Transport::Auto,
             (Some("tcp"), _) => Transport::Tcp,
@@ -178,7 +179,8 @@ impl Source<'_> {
             relay: member.relay.unwrap_or(true),
             udp,
             transport,
-            offload: member.offload.unwrap_or(true),
+            offload,
+            udp_offload: member.udp_offload.unwrap_or(offload),
         })
     }
 

@@ -29,7 +29,7 @@ fn an_empty_file_gives_the_defaults() {
     assert_eq!(s.network.name_or_default().as_str(), "overlay");
     assert_eq!(s.network.prefix.to_string(), "10.77.0.0/16");
     assert_eq!((s.member.mtu, s.member.listen_port, s.member.udp, s.member.relay), (1380, 0, true, true));
-    assert!(s.member.offload);
+    assert!(s.member.offload && s.member.udp_offload);
     assert_eq!((s.broker.enabled, s.relay.enabled, s.stun.enabled), (None, None, None));
     let listen: Vec<_> = s.broker.listen.iter().map(|l| (l.addr.to_string(), l.optional)).collect();
     assert_eq!(listen, [("0.0.0.0:6060".to_owned(), false), ("[::]:6060".to_owned(), true)]);

@@ -62,6 +62,7 @@ sections! {
         udp: bool,
         transport: String,
         offload: bool,
+        udp_offload: bool,
         port_mapping: bool,
         proxy: String,
     }

@@ -67,6 +67,7 @@ pub const SECTIONS: &[Section] = &[
             ("udp", Flag),
             ("transport", Text),
             ("offload", Flag),
+            ("udp_offload", Flag),
             ("port_mapping", Flag),
             ("proxy", Text),
         ],

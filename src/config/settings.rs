@@ -120,8 +120,10 @@ pub struct Member {
     pub udp: bool,
     /// Over what peers are reached directly.
     pub transport: Transport,
-    /// Whether packets may cross the border to the kernel in runs, where it can do that.
+    /// Whether packets may cross the border between device and kernel in runs, where the kernel can do that.
     pub offload: bool,
+    /// The same for the sockets alone.
+    pub udp_offload: bool,
     /// Whether gateways are asked to forward a port (UPnP, NAT-PMP, PCP).
     pub port_mapping: bool,
     /// How the broker and relays are reached.

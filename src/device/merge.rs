@@ -16,7 +16,7 @@ use super::headers::word;
 use super::split::Vnet;
 
 /// Packets in a super-packet at most: what one call writes; the kernel takes as many of UDP (`UDP_MAX_SEGMENTS`).
-pub(super) const PARTS: usize = 64;
+pub const PARTS: usize = 64;
 /// Bytes of a super-packet at most: what an IP header can say, less some room.
 const BYTES: usize = 65_000;
 /// Flows that grow at a time; a batch with more of them gains little from joining.
@@ -24,7 +24,7 @@ const FLOWS: usize = 16;
 
 /// Which packets become one. Reused, so that it allocates only until it has seen a large batch.
 #[derive(Debug, Default)]
-pub(super) struct Merge {
+pub struct Merge {
     groups: Vec<Group>,
     /// The packet that follows each one in its group; its own number for the last.
     next: Vec<usize>,
@@ -34,10 +34,12 @@ pub(super) struct Merge {
 
 /// Packets that leave as one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Group {
-    pub(super) first: usize,
+pub struct Group {
+    /// The number of its first packet.
+    pub first: usize,
     last: usize,
-    pub(super) count: usize,
+    /// How many there are.
+    pub count: usize,
     /// `None` for a packet that is alone for good.
     headers: Option<Headers>,
     /// Payload of each packet but the last.
@@ -58,7 +60,7 @@ struct Piece {
 
 impl Merge {
     /// Plans a batch; `udp` says whether UDP may be joined.
-    pub(super) fn plan<'a>(&mut self, count: usize, packet: impl Fn(usize) -> &'a [u8], udp: bool) {
+    pub fn plan<'a>(&mut self, count: usize, packet: impl Fn(usize) -> &'a [u8], udp: bool) {
         self.groups.clear();
         self.next.clear();
         self.open.clear();
@@ -118,12 +120,12 @@ impl Merge {
     }
 
     /// The groups, in the order in which they are to be written.
-    pub(super) fn groups(&self) -> &[Group] {
+    pub fn groups(&self) -> &[Group] {
         &self.groups
     }
 
     /// The packets of a group, in order.
-    pub(super) fn parts(&self, group: &Group) -> impl Iterator<Item = usize> {
+    pub fn parts(&self, group: &Group) -> impl Iterator<Item = usize> {
         let mut at = Some(group.first);
         std::iter::from_fn(move || {
             let index = at?;
@@ -136,7 +138,7 @@ impl Merge {
 impl Group {
     /// The headers of the super-packet, made of the first packet, into `head`; answers their length and what to tell the
     /// kernel. `None` for a packet that is to be written as it is.
-    pub(super) fn headers(&self, first: &[u8], head: &mut [u8; HEADERS_MAX]) -> Option<(usize, Vnet)> {
+    pub fn headers(&self, first: &[u8], head: &mut [u8; HEADERS_MAX]) -> Option<(usize, Vnet)> {
         let headers = self.headers.filter(|_| self.count > 1)?;
         let len = headers.len();
         let head = head.get_mut(..len)?;

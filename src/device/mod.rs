@@ -9,12 +9,12 @@
 //! [`crate::io::netlink`].
 
 mod headers;
-mod merge;
+pub mod merge;
 mod offload;
 #[cfg(test)]
 mod offload_tests;
 mod plain;
-mod split;
+pub mod split;
 mod sum;
 
 use std::io;

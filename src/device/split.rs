@@ -30,26 +30,29 @@ const GSO_ECN: u8 = 0x80;
 
 /// What the kernel says about a packet, and we to it.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub(super) struct Vnet {
+pub struct Vnet {
     /// Bytes of headers, a hint for allocation.
-    pub(super) headers: u16,
+    pub headers: u16,
     /// Payload of each packet but the last, if it is a super-packet.
-    pub(super) segment: Option<(Gso, u16)>,
+    pub segment: Option<(Gso, u16)>,
     /// Start of the transport header and place of the checksum in it, if that is to be finished.
-    pub(super) checksum: Option<(u16, u16)>,
+    pub checksum: Option<(u16, u16)>,
 }
 
 /// Kinds of super-packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Gso {
+pub enum Gso {
+    /// TCP over IPv4.
     Tcp4,
+    /// TCP over IPv6.
     Tcp6,
+    /// UDP over either.
     Udp,
 }
 
 impl Vnet {
     /// Reads the header; `None` for a kind of super-packet that was not asked for.
-    pub(super) fn parse(bytes: &[u8; HEADER_LEN]) -> Option<Self> {
+    pub fn parse(bytes: &[u8; HEADER_LEN]) -> Option<Self> {
         let [flags, kind, h0, h1, g0, g1, s0, s1, o0, o1] = *bytes;
         let size = u16::from_ne_bytes([g0, g1]);
         let segment = match kind & !GSO_ECN {
@@ -65,7 +68,7 @@ impl Vnet {
     }
 
     /// Writes the header.
-    pub(super) fn emit(&self) -> [u8; HEADER_LEN] {
+    pub fn emit(&self) -> [u8; HEADER_LEN] {
         let (kind, size) = match self.segment {
             None => (GSO_NONE, 0),
             Some((Gso::Tcp4, size)) => (GSO_TCP4, size),
@@ -83,7 +86,7 @@ impl Vnet {
 
 /// Where the next packet of a super-packet begins.
 #[derive(Clone, Copy, Default, Debug)]
-pub(super) struct Split {
+pub struct Split {
     vnet: Vnet,
     /// Payload bytes given out already; `None` when there is nothing more.
     at: Option<usize>,
@@ -92,24 +95,24 @@ pub(super) struct Split {
 
 impl Split {
     /// Of a packet that was just read.
-    pub(super) fn new(vnet: Vnet) -> Self {
+    pub fn new(vnet: Vnet) -> Self {
         Self { vnet, at: Some(0), count: 0 }
     }
 
     /// Payload of each segment, of a super-packet that nothing was cut of yet.
-    pub(super) fn uncut(&self) -> Option<NonZeroU16> {
+    pub fn uncut(&self) -> Option<NonZeroU16> {
         let (_, size) = self.vnet.segment.filter(|_| self.at == Some(0))?;
         NonZeroU16::new(size)
     }
 
     /// Whether there is more.
-    pub(super) fn is_pending(&self) -> bool {
+    pub fn is_pending(&self) -> bool {
         self.at.is_some()
     }
 
     /// Writes the next packet of `whole` into `out`; answers its length. A packet that is longer than `out` is cut, and one
     /// that contradicts its header is left out.
-    pub(super) fn next(&mut self, whole: &[u8], out: &mut [u8]) -> Option<usize> {
+    pub fn next(&mut self, whole: &[u8], out: &mut [u8]) -> Option<usize> {
         let at = self.at.take()?;
         let Some((_, size)) = self.vnet.segment else {
             return single(&self.vnet, whole, out);
@@ -142,7 +145,7 @@ impl Split {
 
 /// What to tell the kernel about a super-packet that came as one, and its headers with a checksum for the kernel to
 /// finish, in `head`; answers their length. `None` for what is no TCP or UDP without options.
-pub(super) fn whole(whole: &[u8], size: NonZeroU16, head: &mut [u8; HEADERS_MAX]) -> Option<(usize, Vnet)> {
+pub fn whole(whole: &[u8], size: NonZeroU16, head: &mut [u8; HEADERS_MAX]) -> Option<(usize, Vnet)> {
     let headers = Headers::parse(whole)?;
     let len = headers.len();
     let head = head.get_mut(..len)?;
@@ -153,7 +156,7 @@ pub(super) fn whole(whole: &[u8], size: NonZeroU16, head: &mut [u8; HEADERS_MAX]
 }
 
 /// Cuts a super-packet that came as one, for a kernel that takes none.
-pub(super) fn each(packet: &[u8], size: NonZeroU16, mut on: impl FnMut(&[u8])) {
+pub fn each(packet: &[u8], size: NonZeroU16, mut on: impl FnMut(&[u8])) {
     let mut head = [0; HEADERS_MAX];
     let Some((_, vnet)) = whole(packet, size, &mut head) else { return };
     let mut split = Split::new(vnet);

@@ -118,7 +118,7 @@ pub struct Parts {
     pub tun: Tun,
     /// Port of the data sockets; 0 for any.
     pub listen_port: u16,
-    /// Whether packets may cross the border to the kernel in runs.
+    /// Whether datagrams may cross the border to the kernel in runs.
     pub offload: bool,
     /// The machine's addresses.
     pub addrs: Vec<IpAddr>,

@@ -550,7 +550,7 @@ fn parts(
     let me =
         Me { anchor: own.anchor.clone(), certificate: own.certificate.clone(), addrs, wg: own.wg.clone() };
     let revocations = credentials::load_revocations(&settings.state_dir.join(MEMBER), &own.anchor)?;
-    let (listen_port, offload) = (settings.member.listen_port, settings.member.offload);
+    let (listen_port, offload) = (settings.member.listen_port, settings.member.udp_offload);
     Ok(Parts { me, config, revocations, tun, listen_port, offload, addrs: local, proxies })
 }
 

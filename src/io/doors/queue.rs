@@ -143,7 +143,11 @@ impl Lane {
             let Some(len) = self.lens.pop_front() else { return };
             let of_it = gone.min(len);
             self.bytes.drain(..of_it);
-            begun.extend(self.bytes.drain(..len - of_it));
+            let (one, other) = self.bytes.as_slices();
+            let rest = len - of_it;
+            begun.extend_from_slice(one.get(..rest).unwrap_or(one));
+            begun.extend_from_slice(other.get(..rest.saturating_sub(one.len())).unwrap_or_default());
+            self.bytes.drain(..rest);
             gone -= of_it;
         }
     }
