@@ -87,7 +87,7 @@ enum Word {
         #[arg(long, value_delimiter = ',')]
         kinds: Vec<String>,
         /// How many labs run at once; they wait more than they work
-        #[arg(long, default_value_t = 8)]
+        #[arg(long, default_value_t = 14)]
         jobs: usize,
         /// How much later one side hears from the broker than the other, like 500ms
         #[arg(long, default_value = "0ms", value_parser = millis)]

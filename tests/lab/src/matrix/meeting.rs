@@ -37,6 +37,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long everything before the first ping may take, on a machine that runs many labs at once.
 const START: Duration = Duration::from_secs(60);
 
+/// How long members may look into their NATs before they meet: what they are to do to each other depends on it.
+const SURVEY: Duration = Duration::from_secs(15);
+
 /// One meeting to be arranged.
 #[derive(Clone, Copy, Debug)]
 pub struct Meeting {
@@ -87,6 +90,9 @@ impl Meeting {
             alice.wait_mapped(START)?;
             bob.wait_mapped(START)?;
         }
+        for member in [&alice, &bob] {
+            member.wait_surveyed(SURVEY)?;
+        }
         let counters =
             [Counter::new(home.ns(), &server.addresses)?, Counter::new(work.ns(), &server.addresses)?];
         let to_bob = work.wire().cloned();
@@ -114,6 +120,8 @@ impl Meeting {
             let Ok(first_reply) = ping.join() else { bail!("the ping's thread panicked") };
             let last = alice.peer("bob")?.context("alice has forgotten bob")?;
             let told = |key: &str| last.all.get(key).and_then(Value::as_str).map(str::to_owned);
+            // It may have become direct between the last look and this one.
+            let direct = direct.or_else(|| last.direct().then(|| start.elapsed()));
             let packets = sent(counters)?;
             Ok(Outcome {
                 method: told("method"),

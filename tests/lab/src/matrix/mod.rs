@@ -1,7 +1,7 @@
 //! `make matrix`: the product between every pair of NATs, with UDP and without, and what carried in the end.
 //!
 //! Every run is a lab of its own: a public server that introduces, relays and answers STUN, and two sites whose lines have
-//! 20 ms each way. Members that have just joined meet by one ping; from its start the time to the first reply and to a
+//! 20 ms each way. Members that have just looked into their NATs meet by one ping; from its start the time to the first reply and to a
 //! direct path is taken, and the packets are counted that both routers send. Labs run side by side, so times are those of
 //! a busy machine; what carried does not depend on that.
 

@@ -10,7 +10,7 @@ use super::report::title;
 use crate::nat::kinds::Kind;
 
 /// Width and height of a cell, pixels.
-const CELL: (usize, usize) = (60, 34);
+const CELL: (usize, usize) = (68, 34);
 
 /// Room for the names of rows, and above the columns for theirs, pixels.
 const NAMES: (usize, usize) = (150, 112);

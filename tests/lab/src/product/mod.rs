@@ -10,6 +10,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -25,7 +26,6 @@ use crate::process::Process;
 
 pub use mesh::FOUNDING;
 pub use mesh::Mesh;
-pub use mesh::STUN_PORTS;
 pub use mesh::stun_role;
 pub use mesh::write_config;
 
@@ -271,6 +271,18 @@ impl Daemon {
         interrupt::wait_for("the mapped address", limit, || {
             Ok(self.status()?.pointer("/brokers/0/mapped").is_some_and(Value::is_string).then_some(()))
         })
+    }
+
+    /// Waits until this member has found out how its NAT treats TCP, the last thing that it looks into; for so long at
+    /// most, since not every NAT can be told.
+    pub fn wait_surveyed(&self, limit: Duration) -> Result<()> {
+        let until = Instant::now() + limit;
+        while self.status()?.pointer("/nat/tcp/filtering").is_none_or(Value::is_null)
+            && Instant::now() < until
+        {
+            interrupt::pause(Duration::from_millis(250))?;
+        }
+        Ok(())
     }
 
     /// Whether the system's own ping gets an answer at all within a few tries.
