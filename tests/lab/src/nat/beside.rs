@@ -21,6 +21,10 @@ const INSIDE: [&str; 2] =
 /// A session that leaves, once its source is the outer one, as seen outside; and one that comes.
 const OUTSIDE: [&str; 2] = ["tcp sport . ip daddr . tcp dport", "tcp dport . ip saddr . tcp sport"];
 
+/// The types of the two.
+const KEYS: [&str; 2] =
+    ["ipv4_addr . inet_service . ipv4_addr . inet_service", "inet_service . ipv4_addr . inet_service"];
+
 /// A SYN that opens.
 const SYN: &str = "tcp flags & (syn | ack) == syn";
 
@@ -49,93 +53,57 @@ pub(super) struct Parts {
 impl Beside {
     pub(super) fn rules(&self) -> Parts {
         let mut parts = Parts::default();
-        if self.does.states == States::None
-            || self.does.states == States::SynAckOut
-            || self.does.reset == OnReset::Ignored
-        {
-            self.sessions(&mut parts);
+        let Behaviour { states, reset, reaction, numbers, .. } = self.does;
+        if matches!(states, States::None | States::SynAckOut) || reset == OnReset::Ignored {
+            parts.forward += "    meta nfproto ipv4 meta l4proto tcp ct state untracked accept\n";
+            parts.chains += &self.free_sessions();
         }
-        if self.does.reaction == Reaction::LateReset {
+        if states == States::SynAckOut {
+            parts.forward += &freed_by_syn_ack();
+        }
+        if reaction == Reaction::LateReset {
             late(&mut parts);
         }
-        if self.does.numbers == Numbers::Shifted {
+        if numbers == Numbers::Shifted {
             parts.chains += &shifted();
         }
         parts
     }
 
-    fn sessions(&self, parts: &mut Parts) {
-        let [leaving, coming] = INSIDE;
+    /// The tables of free sessions, and the two places where their packets are taken from conntrack and translated.
+    fn free_sessions(&self) -> String {
+        let [leaving, _] = INSIDE;
         let [left, arriving] = OUTSIDE;
-        let states = self.does.states;
+        let [inside, outside] = KEYS;
         let idle = self.lifetimes.tcp_established.as_secs();
         // Outlives what refers to it.
-        let longer = idle + 60;
-        parts.forward += "    meta nfproto ipv4 meta l4proto tcp ct state untracked accept\n";
-
-        let mut learned = String::new();
-        for side in ["original", "reply"] {
-            let (address, port) = (format!("ct {side} ip saddr"), format!("ct {side} proto-src"));
-            let inside = format!("{address} . {port} . ip daddr . tcp dport");
-            let when = format!("    meta l4proto tcp ct direction {side}");
-            let mut remember = |map: &str, key: &str, value: &str| {
-                // A new session replaces what an old one of the same name has left: `update` keeps the old value.
-                learned += &format!(
-                    "{when} tcp flags & syn == syn delete @{map} {{ {key} : {value} }} add @{map} {{ {key} : {value} }}\n\
-                     {when} tcp flags & syn != syn update @{map} {{ {key} : {value} }}\n"
-                );
-            };
-            remember("outer_port", &inside, "tcp sport");
-            remember("outer_address", left, "ip saddr");
-            remember("inner_port", left, &port);
-            remember("inner_address", left, &address);
-            match states {
-                States::None => {
-                    learned += &format!(
-                        "{when} update @free_inside {{ {inside} }} update @free_outside {{ {left} }}\n"
-                    );
-                }
-                States::SynAckOut => {
-                    learned +=
-                        &format!("{when} {SYN} update @sent {{ {inside} }} delete @heard {{ {inside} }}\n");
-                }
-                States::Checked | States::WindowsIgnored => {}
-            }
-        }
-        let mut before = format!(
-            r#"    iifname "lan" {leaving} @free_inside update @free_inside {{ {leaving} }} update @outer_port {{ {leaving} : 0 }} notrack
-    {OUTER_IN} {arriving} @free_outside notrack jump to_inner
-"#
-        );
-        if self.does.reset == OnReset::Ignored {
-            // Only the host hears of it.
-            before += &format!("    {OUTER_IN} tcp flags & rst == rst notrack jump to_inner\n");
-        }
-        let mut sets = String::new();
-        if states == States::SynAckOut {
-            let opening = self.lifetimes.tcp_opening.as_secs();
-            for set in ["sent", "heard"] {
-                sets += &set_of(set, "ipv4_addr . inet_service . ipv4_addr . inet_service", opening);
-            }
-            parts.forward += &format!(
-                r#"    {OUTER_IN} {SYN} update @heard {{ {coming} }}
-    ct state invalid iifname "lan" tcp flags & (syn | ack) == (syn | ack) {leaving} @sent {leaving} != @heard update @free_inside {{ {leaving} }} accept
-"#
-            );
-        }
-        sets += &set_of("free_inside", "ipv4_addr . inet_service . ipv4_addr . inet_service", idle);
-        sets += &set_of("free_outside", "inet_service . ipv4_addr . inet_service", idle);
-        let keyed = format!("flags dynamic,timeout; timeout {longer}s; size 65535;");
-        parts.chains += &format!(
-            r#"{sets}  map outer_port {{ type ipv4_addr . inet_service . ipv4_addr . inet_service : inet_service; {keyed} }}
-  map outer_address {{ type inet_service . ipv4_addr . inet_service : ipv4_addr; {keyed} }}
-  map inner_port {{ type inet_service . ipv4_addr . inet_service : inet_service; {keyed} }}
-  map inner_address {{ type inet_service . ipv4_addr . inet_service : ipv4_addr; {keyed} }}
-  chain before {{
+        let long = idle + 60;
+        let sets = [
+            set_of("free_inside", inside, idle),
+            set_of("free_outside", outside, idle),
+            set_of("sent", inside, self.lifetimes.tcp_opening.as_secs()),
+            set_of("heard", inside, self.lifetimes.tcp_opening.as_secs()),
+            map_of("outer_port", inside, "inet_service", long),
+            map_of("outer_address", outside, "ipv4_addr", long),
+            map_of("inner_port", outside, "inet_service", long),
+            map_of("inner_address", outside, "ipv4_addr", long),
+        ]
+        .concat();
+        // Only the host hears of it.
+        let reset = match self.does.reset {
+            OnReset::Ignored => format!("{OUTER_IN} tcp flags & rst == rst notrack jump to_inner"),
+            OnReset::Session | OnReset::Mapping => String::new(),
+        };
+        let learned = self.learned("original") + &self.learned("reply");
+        format!(
+            r#"{sets}  chain before {{
     type filter hook prerouting priority raw;
     meta nfproto != ipv4 accept
     meta l4proto != tcp accept
-{before}  }}
+    iifname "lan" {leaving} @free_inside update @free_inside {{ {leaving} }} update @outer_port {{ {leaving} : 0 }} notrack
+    {OUTER_IN} {arriving} @free_outside notrack jump to_inner
+    {reset}
+  }}
   chain to_inner {{
     ip daddr set {arriving} map @inner_address tcp dport set {arriving} map @inner_port accept
   }}
@@ -148,23 +116,76 @@ impl Beside {
     ct state {{ untracked, invalid }} jump to_outer
 {learned}  }}
   chain to_outer {{
-    tcp sport set {leaving} map @outer_port ip saddr set {left} map @outer_address update @free_outside {{ {left} }} update @outer_address {{ {left} : 0.0.0.0 }} update @inner_port {{ {left} : 0 }} update @inner_address {{ {left} : 0.0.0.0 }} accept
+    tcp sport set {leaving} map @outer_port ip saddr set {left} map @outer_address jump refresh
     drop
   }}
+  chain refresh {{
+    update @free_outside {{ {left} }} update @outer_address {{ {left} : 0.0.0.0 }}
+    update @inner_port {{ {left} : 0 }} update @inner_address {{ {left} : 0.0.0.0 }} accept
+  }}
 "#
-        );
+        )
     }
+
+    /// What the tables learn from a packet that conntrack has translated, where `side` of its entry begins inside.
+    fn learned(&self, side: &str) -> String {
+        let [left, _] = OUTSIDE;
+        let (address, port) = (format!("ct {side} ip saddr"), format!("ct {side} proto-src"));
+        let inside = format!("{address} . {port} . ip daddr . tcp dport");
+        let when = format!("    meta l4proto tcp ct direction {side}");
+        let remember = |(map, key, value): (&str, &str, &str)| {
+            // A new session replaces what an old one of the same name has left: `update` keeps the old value.
+            format!(
+                "{when} tcp flags & syn == syn delete @{map} {{ {key} : {value} }} add @{map} {{ {key} : {value} }}\n\
+                 {when} tcp flags & syn != syn update @{map} {{ {key} : {value} }}\n"
+            )
+        };
+        let translation: String = [
+            ("outer_port", inside.as_str(), "tcp sport"),
+            ("outer_address", left, "ip saddr"),
+            ("inner_port", left, &port),
+            ("inner_address", left, &address),
+        ]
+        .map(remember)
+        .concat();
+        let freedom = match self.does.states {
+            States::None => {
+                format!("{when} update @free_inside {{ {inside} }} update @free_outside {{ {left} }}\n")
+            }
+            States::SynAckOut => {
+                format!("{when} {SYN} update @sent {{ {inside} }} delete @heard {{ {inside} }}\n")
+            }
+            States::Checked | States::WindowsIgnored => String::new(),
+        };
+        translation + &freedom
+    }
+}
+
+/// A SYN-ACK that conntrack refuses frees the session whose SYN has left, if none has come in.
+fn freed_by_syn_ack() -> String {
+    let [leaving, coming] = INSIDE;
+    format!(
+        r#"    {OUTER_IN} {SYN} update @heard {{ {coming} }}
+    ct state invalid iifname "lan" tcp flags & (syn | ack) == (syn | ack) {leaving} @sent {leaving} != @heard update @free_inside {{ {leaving} }} accept
+"#
+    )
 }
 
 fn set_of(name: &str, types: &str, seconds: u64) -> String {
     format!("  set {name} {{ type {types}; flags dynamic,timeout; timeout {seconds}s; size 65535; }}\n")
 }
 
+fn map_of(name: &str, key: &str, value: &str, seconds: u64) -> String {
+    format!(
+        "  map {name} {{ type {key} : {value}; flags dynamic,timeout; timeout {seconds}s; size 65535; }}\n"
+    )
+}
+
 /// SYNs that come out of the slow loop are refused, unless one has left for their sender meanwhile (RFC 5382, REQ-4).
 fn late(parts: &mut Parts) {
     let [left, arriving] = OUTSIDE;
     parts.input += "    iifname \"late1\" reject with tcp reset\n";
-    parts.chains += &set_of("asked", "inet_service . ipv4_addr . inet_service", 10);
+    parts.chains += &set_of("asked", KEYS[1], 10);
     parts.chains += &format!(
         r#"  chain asking {{
     type filter hook postrouting priority 300;
