@@ -125,6 +125,26 @@ fn two_random_nats_meet_directly_once_one_router_forwards_a_port() {
 }
 
 #[test]
+fn where_no_udp_passes_the_forwarded_tcp_port_carries_between_two_random_nats() {
+    lab::test(|lab| {
+        let net = Internet::new(lab)?;
+        let server = net.host("server", &Link::Plain)?;
+        let mesh = Mesh::found(&product()?, &server, "")?;
+        let site =
+            |name, lan| net.site(name, Site::new(Nat::SymmetricRandom).lan(lan).no_udp(), &Link::Plain);
+        let (home, work) = (site("home", 1)?, site("work", 2)?);
+        let _gateway = Gateway::start(&home, Speaks::ALL)?;
+        let (alice, bob) = (mesh.join(&home.host("alice")?, &[])?, mesh.join(&work.host("bob")?, &[])?);
+        let ports = wait_forwarded(&alice, PATIENCE)?;
+        let (_, _, external, _) = ports.iter().find(|port| port.0 == "tcp").context("no TCP port")?;
+        bob.first_ping(&alice.address()?.to_string(), PATIENCE)?;
+        let path = bob.wait_path("alice", "direct TCP", PATIENCE, |path| path.path == "direct-tcp")?;
+        ensure!(path.endpoint == external.to_string(), "expected {external}, got {:#}", path.all);
+        Ok(())
+    });
+}
+
+#[test]
 fn where_only_upnp_is_spoken_it_serves_and_is_given_back_too() {
     lab::test(|lab| {
         let net = Internet::new(lab)?;

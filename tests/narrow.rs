@@ -95,6 +95,8 @@ fn behind_an_http_proxy_alone_a_machine_joins_pings_and_logs_in() {
         office.restrict(Egress::Through(gate.v4))?;
         let config = configured(&host, &format!("[member]\nproxy = \"http://{}\"\n", proxy.address))?;
         let alice = outside.mesh.join(&host, &["--config", &config])?;
+        let text = alice.run(&["status"])?;
+        ensure!(text.contains(&format!("through the proxy http://{}", proxy.address)), "{text}");
         outside.works_with(&alice, 443)
     });
 }

@@ -43,6 +43,9 @@ pub fn status(status: &Status, now: UnixTime, style: Style) -> String {
     for broker in &status.brokers {
         line(&mut out, &broker_line(broker));
     }
+    if let Some(proxy) = &status.proxy {
+        line(&mut out, &format!("broker and relays through the proxy {}", clean(proxy)));
+    }
     if let Some(gateway) = &status.gateway {
         router(&mut out, gateway, style);
     }

@@ -316,3 +316,10 @@ fn a_forwarded_port_is_a_line_and_why_there_is_none_is_for_whoever_asks() {
         "{text}"
     );
 }
+
+#[test]
+fn a_proxy_is_named() {
+    let with = Status { proxy: Some("http://proxy:3128".to_owned()), ..member() };
+    let text = status(&with, NOW, Style::default());
+    assert!(text.contains("\nbroker and relays through the proxy http://proxy:3128\n"), "{text}");
+}

@@ -240,6 +240,9 @@ pub struct Status {
     pub candidates: Vec<Candidate>,
     /// What is known of the NATs in front.
     pub nat: Nat,
+    /// The proxy through which broker and relays are reached, without its password.
+    #[serde(default)]
+    pub proxy: Option<String>,
     /// The router in front, and what it forwards; `null` where it is not asked (`member.port_mapping`).
     #[serde(default)]
     pub gateway: Option<Gateway>,
@@ -471,6 +474,7 @@ impl Status {
             certificate_until: None,
             candidates: Vec::new(),
             nat: Nat::default(),
+            proxy: None,
             gateway: None,
             stun_servers: Vec::new(),
             brokers: Vec::new(),

@@ -2,7 +2,8 @@
 //!
 //! One task. It asks the default gateway for the ports of the data sockets, UDP and TCP, and asks again in time: PCP and
 //! NAT-PMP every minute, because that is how a gateway that has started anew is noticed, UPnP every five, because it costs
-//! a TCP connection; a gateway that forwards nothing is left alone for ten. So there are two to five packets a minute each
+//! a TCP connection; a gateway that forwards nothing is left alone for ten, unless it did a moment ago and may only be
+//! starting anew. So there are two to five packets a minute each
 //! way, and some 25 when a gateway is met that speaks nothing at all. It asks at once, but never twice within ten seconds,
 //! when the network changes and when the broker is reached again: what cut the link may have been the gateway's restart.
 //!
@@ -38,6 +39,8 @@ const KEEP_PMP: Duration = Duration::from_secs(60);
 const KEEP_UPNP: Duration = Duration::from_secs(300);
 /// Before a gateway that forwards nothing is asked again.
 const REST: Duration = Duration::from_secs(600);
+/// How often a gateway that has stopped forwarding is asked at [`KEEP_PMP`]: home routers need a minute or two to start.
+const HOPE: u8 = 5;
 /// Never more often than this, whatever happens.
 const APART: Duration = Duration::from_secs(10);
 /// How long giving the ports back may take at the end.
@@ -129,6 +132,7 @@ pub fn spawn(udp: u16, tcp: u16, member: Commands) -> Handle {
         seen: None,
         problem: None,
         told: Vec::new(),
+        hope: 0,
     };
     tokio::spawn(keeper.run(inbox, stopped));
     Handle { notes, stop, report }
@@ -143,6 +147,8 @@ struct Keeper {
     seen: Option<IpAddr>,
     problem: Option<String>,
     told: Vec<Candidate>,
+    /// How often a gateway that forwards nothing now is still asked soon.
+    hope: u8,
 }
 
 impl Keeper {
@@ -169,20 +175,12 @@ impl Keeper {
                         done = stop.recv() => return self.give_back(done).await,
                     }
                     self.tell();
-                    due = Instant::now() + self.pause();
+                    self.hope = if self.leases.is_empty() { self.hope.saturating_sub(1) } else { HOPE };
+                    let held = self.leases.iter().map(|lease| (lease.protocol, lease.lifetime));
+                    due = Instant::now() + pause(held, self.hope);
                 }
             }
         }
-    }
-
-    /// Until the next renewal: also well before any lease ends.
-    fn pause(&self) -> Duration {
-        let keep = self.leases.iter().map(|lease| match lease.protocol {
-            Protocol::Pcp | Protocol::NatPmp => KEEP_PMP,
-            Protocol::Upnp => KEEP_UPNP,
-        });
-        let half = self.leases.iter().filter_map(|lease| lease.lifetime).map(|lifetime| lifetime / 2);
-        keep.chain(half).min().unwrap_or(REST).max(APART)
     }
 
     /// Renews what there is and asks for what is missing. May be dropped on the way: what is held stays known.
@@ -233,6 +231,7 @@ impl Keeper {
         if !same {
             // Another network: what the old gateway forwarded ends by itself, and so does what it told us.
             self.leases.clear();
+            self.hope = 0;
             self.gateway = Some(found);
         }
         Ok(())
@@ -291,6 +290,19 @@ impl Keeper {
     }
 }
 
+/// Until the next time: by protocol, well before any lease ends, and soon while there is hope.
+fn pause(held: impl Iterator<Item = (Protocol, Option<Duration>)>, hope: u8) -> Duration {
+    let each = held.map(|(protocol, lifetime)| {
+        let keep = match protocol {
+            Protocol::Pcp | Protocol::NatPmp => KEEP_PMP,
+            Protocol::Upnp => KEEP_UPNP,
+        };
+        lifetime.map_or(keep, |lifetime| keep.min(lifetime / 2))
+    });
+    let nothing = if hope > 0 { KEEP_PMP } else { REST };
+    each.min().unwrap_or(nothing).max(APART)
+}
+
 impl From<Report> for api::Gateway {
     fn from(report: Report) -> Self {
         let forwarded = report.forwarded.into_iter().map(|f| api::Forwarded {
@@ -309,5 +321,28 @@ impl From<Report> for api::Gateway {
             },
         });
         Self { address: report.gateway, forwarded: forwarded.collect(), problem: report.problem }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_is_asked_in_time_and_not_too_often() {
+        const HOUR: Option<Duration> = Some(Duration::from_secs(3600));
+        let seconds =
+            |held: &[(Protocol, Option<Duration>)], hope| pause(held.iter().copied(), hope).as_secs();
+        for (name, held, hope, wanted) in [
+            ("PCP", &[(Protocol::Pcp, HOUR), (Protocol::Pcp, HOUR)][..], HOPE, 60),
+            ("UPnP", &[(Protocol::Upnp, HOUR)], HOPE, 300),
+            ("UPnP for ever", &[(Protocol::Upnp, None)], HOPE, 300),
+            ("a short lease", &[(Protocol::Upnp, Some(Duration::from_secs(120)))], HOPE, 60),
+            ("a lease that nobody could keep", &[(Protocol::Pcp, Some(Duration::from_secs(1)))], HOPE, 10),
+            ("forwarded a moment ago", &[], 1, 60),
+            ("forwards nothing", &[], 0, 600),
+        ] {
+            assert_eq!(seconds(held, hope), wanted, "{name}");
+        }
     }
 }

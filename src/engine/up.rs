@@ -138,6 +138,7 @@ async fn run_async(
     let ports = member.ports();
     let gateway =
         settings.member.port_mapping.then(|| gateway::spawn(ports.udp_v4, ports.tcp_v4, member.commands()));
+    let proxy = proxies.describe();
     let link_config = LinkConfig { brokers, proxies, credentials: own.clone(), register: member.register() };
     let link = Link::spawn(link_config, link_in);
 
@@ -157,6 +158,7 @@ async fn run_async(
         member,
         bridges,
         gateway,
+        proxy,
         link,
         servers: &mut servers,
         pings: BTreeMap::new(),
@@ -181,6 +183,7 @@ struct Running<'a> {
     member: Member,
     bridges: Bridges,
     gateway: Option<gateway::Handle>,
+    proxy: Option<String>,
     link: LinkHandle,
     servers: &'a mut Servers,
     pings: BTreeMap<Ticket, oneshot::Sender<api::Reply>>,
@@ -395,6 +398,7 @@ impl Running<'_> {
         let mut status = api::Status::from(*snapshot);
         status.interface = Some(self.interface.clone());
         status.stun_servers = self.surveyor.servers().to_vec();
+        status.proxy.clone_from(&self.proxy);
         status.gateway = self.gateway.as_ref().map(|gateway| gateway.report().into());
         self.servers.describe(&mut status).await;
         api::Reply::Status(Box::new(status))
