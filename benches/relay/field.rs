@@ -54,6 +54,8 @@ const R: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 3);
 const PORT: u16 = 6061;
 /// Port at which the far member waits, where the near one can reach it.
 const SINK: u16 = 5001;
+/// Gates: enough for many sessions of one source, below the ports that the members dial from.
+const PORTS: std::ops::RangeInclusive<u16> = 10_000..=31_999;
 /// Payload of a relayed frame: a super-packet.
 const FRAME: usize = 65_000;
 /// Bytes of a pipe.
@@ -92,8 +94,8 @@ impl Pipe {
 }
 
 /// A relay of ours that runs.
-struct Running {
-    handle: Handle,
+pub(crate) struct Running {
+    pub(crate) handle: Handle,
     secret: WgSecret,
     broker: SigningKey,
 }
@@ -106,7 +108,7 @@ impl Field {
         for (name, address) in [("a", A), ("b", B), ("r", R)] {
             let host = lab.machine(name)?;
             wire::join((&host, "eth0"), (&switch, name), &Link::Plain)?;
-            switch.ip(&format!("link set {name} master br0\nlink set {name} up"))?;
+            switch.ip(&format!("link set dev {name} master br0\nlink set dev {name} up"))?;
             host.ip(&format!("addr add {address}/24 dev eth0\nlink set eth0 up"))?;
             hosts.push(host);
         }
@@ -131,8 +133,7 @@ impl Field {
         match means {
             Means::Router | Means::Nat => {
                 // Connection tracking remembers what was translated, so the rules stay until the next.
-                let nat =
-                    "table ip nat { chain out { type nat hook postrouting priority 100; masquerade } }\n";
+                let nat = "table ip nat {\nchain out {\ntype nat hook postrouting priority 100\nmasquerade\n}\n}\n";
                 self.r.nft(&format!("flush ruleset\n{}", if means == Means::Nat { nat } else { "" }))?;
                 let pipes = self.dial_sink(connections, SocketAddr::from(([198, 51, 100, 2], SINK)))?;
                 Ok(Open { pipes, relay: None })
@@ -148,17 +149,7 @@ impl Field {
             Means::Kernel => {
                 self.r.nft("flush ruleset\n")?;
                 let relay = self.relay(true)?;
-                let mut pipes = Vec::new();
-                for n in 0..connections {
-                    let (a, b) = (self.gate(&self.a, &relay, n, 0)?, self.gate(&self.b, &relay, n, 1)?);
-                    let from = self.a.clone();
-                    let near = thread::spawn(move || dial(&from, a));
-                    let far = dial(&self.b, b)?;
-                    pipes.push(Pipe::plain(
-                        near.join().map_err(|_| anyhow::anyhow!("dialling has panicked"))??,
-                        far,
-                    ));
-                }
+                let pipes = (0..connections).map(|n| self.spliced(&relay, n)).collect::<Result<_>>()?;
                 Ok(Open { pipes, relay: Some(relay.handle) })
             }
             Means::Userspace => {
@@ -177,20 +168,32 @@ impl Field {
         }
     }
 
-    fn relay(&self, kernel: bool) -> Result<Running> {
+    /// One session, spliced by the relay's kernel.
+    pub(crate) fn spliced(&self, relay: &Running, session: usize) -> Result<Pipe> {
+        let (a, b) = (self.gate(&self.a, relay, session, 0)?, self.gate(&self.b, relay, session, 1)?);
+        let from = self.a.clone();
+        let near = thread::spawn(move || dial(&from, a));
+        let far = dial(&self.b, b)?;
+        let near = near.join().map_err(|_| anyhow::anyhow!("dialling has panicked"))??;
+        Ok(Pipe::plain(near, far))
+    }
+
+    /// Our relay, with or without its kernel backend.
+    pub(crate) fn relay(&self, kernel: bool) -> Result<Running> {
         let (secret, broker) = (WgSecret::new([9; 32]), SigningKey::from_seed(&[7; 32]));
         let config = RelayConfig {
             listen: vec![SocketAddr::from((R, PORT))],
             secret: secret.clone(),
             broker_keys: vec![broker.public()],
             limits: Config {
+                max_sessions: 20_000,
                 max_sessions_per_member: usize::MAX,
                 max_idle_streams: 4096,
                 max_idle_streams_per_source: 4096,
                 bind_burst: 100_000,
                 ..Config::default()
             },
-            splice_ports: kernel.then_some(20_000..=29_999),
+            splice_ports: kernel.then_some(PORTS),
         };
         let handle = self.r.inside(move || RelayServer::start(config))??;
         if let Some(why) = handle.no_kernel().filter(|_| kernel) {
@@ -202,12 +205,17 @@ impl Field {
     /// Binds one side over UDP; where it is to dial.
     fn gate(&self, ns: &Namespace, relay: &Running, session: usize, side: u8) -> Result<SocketAddr> {
         let socket = ns.inside(|| UdpSocket::bind("0.0.0.0:0"))??;
-        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.set_read_timeout(Some(Duration::from_millis(300)))?;
         let mut client = relay.side(session, side, Transport::Udp)?;
         let (via, to, bind) = client.poll_transmit().context("no bind")?;
-        socket.send_to(&bind, to)?;
         let mut buffer = [0; 2048];
-        let (len, from) = socket.recv_from(&mut buffer)?;
+        // A relay checks only so many new tokens a second, and says nothing to what is beyond.
+        let mut ask = || {
+            socket.send_to(&bind, to)?;
+            socket.recv_from(&mut buffer)
+        };
+        let answer = (0..20).map(|_| ask()).find(Result::is_ok).context("the relay does not answer")?;
+        let (len, from) = answer?;
         let answer = stun::Received::parse(buffer.get(..len).unwrap_or_default())?;
         client.handle_response(via, from, &answer, clock::now());
         let bound = client.bound().context("not bound")?;

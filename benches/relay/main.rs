@@ -99,15 +99,24 @@ fn main() -> Result<()> {
         }
     }
     report(&rows, many);
-    Ok(())
+    match number("IDLE", 10_000) {
+        0 => Ok(()),
+        idle => crowd(&field, idle, number("ACTIVE", 1000), length),
+    }
 }
 
 /// As many bytes as will go, over so many connections at once.
 fn bulk(field: &Field, means: Means, connections: usize, length: Duration) -> Result<Figures> {
     let open = field.open(means, connections)?;
+    let figures = rate(open.pipes, length);
+    drop(open.relay);
+    figures
+}
+
+fn rate(pipes: Vec<Pipe>, length: Duration) -> Result<Figures> {
     let (stop, received) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let mut threads = Vec::new();
-    for Pipe { near, far, chunk, .. } in open.pipes {
+    for Pipe { near, far, chunk, .. } in pipes {
         let stopped = Arc::clone(&stop);
         threads.push(thread::spawn(move || send(near, &chunk, &stopped)));
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&received));
@@ -122,9 +131,56 @@ fn bulk(field: &Field, means: Means, connections: usize, length: Duration) -> Re
     for thread in threads {
         let _ = thread.join();
     }
-    drop(open.relay);
     anyhow::ensure!(bytes > 0, "nothing arrived");
     Ok(Figures { mbits: bytes as f64 * 8.0 / seconds / 1e6, cpu_per_gb: cpu / (bytes as f64 / 1e9) })
+}
+
+/// Many sessions on one relay, of which some carry something: does each work, what does it cost to look one up, what does
+/// the relay remember of each.
+fn crowd(field: &Field, idle: usize, active: usize, length: Duration) -> Result<()> {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let all = rustix::process::Rlimit { current: files.maximum, ..files };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, all)?;
+    let relay = field.relay(true)?;
+    let alone = rate(vec![field.spliced(&relay, 0)?], length)?;
+    let (before, at) = (resident()?, Instant::now());
+    let mut pipes = Vec::new();
+    for session in 1..=idle + active {
+        pipes.push(field.spliced(&relay, session).with_context(|| format!("session {session}"))?);
+    }
+    let (memory, took) = (resident()?.saturating_sub(before), at.elapsed());
+    let among = rate(vec![field.spliced(&relay, idle + active + 1)?], length)?;
+    // All of the active ones have something under way at once.
+    let payload = vec![0xa5; 16 << 10];
+    let mut failed = 0;
+    for pipe in pipes.iter_mut().take(active) {
+        failed += usize::from(pipe.near.write_all(&payload).is_err());
+    }
+    for pipe in pipes.iter_mut().take(active) {
+        let mut got = vec![0; payload.len()];
+        pipe.far.set_read_timeout(Some(Duration::from_secs(5)))?;
+        failed += usize::from(pipe.far.read_exact(&mut got).is_err() || got != payload);
+    }
+    let spliced = relay.handle.stats().spliced;
+    println!(
+        "{} sessions, {spliced} in the kernel, set up in {:.1} s; {active} of them active, {failed} failed; {:.2} KiB of the \
+         process each; one stream {:.0} Mbit/s and {:.2} s/GB alone, {:.0} Mbit/s and {:.2} s/GB among them",
+        idle + active,
+        took.as_secs_f64(),
+        memory as f64 / 1024.0 / (idle + active) as f64,
+        alone.mbits,
+        alone.cpu_per_gb,
+        among.mbits,
+        among.cpu_per_gb,
+    );
+    Ok(())
+}
+
+/// Bytes of memory of this process.
+fn resident() -> Result<u64> {
+    let pages = std::fs::read_to_string("/proc/self/statm")?;
+    let pages: u64 = pages.split(' ').nth(1).context("/proc/self/statm")?.parse()?;
+    Ok(pages * rustix::param::page_size() as u64)
 }
 
 /// Median of round trips of one byte, microseconds.
