@@ -133,7 +133,8 @@ impl Field {
         match means {
             Means::Router | Means::Nat => {
                 // Connection tracking remembers what was translated, so the rules stay until the next.
-                let nat = "table ip nat {\nchain out {\ntype nat hook postrouting priority 100\nmasquerade\n}\n}\n";
+                let nat =
+                    "table ip nat {\nchain out {\ntype nat hook postrouting priority 100\nmasquerade\n}\n}\n";
                 self.r.nft(&format!("flush ruleset\n{}", if means == Means::Nat { nat } else { "" }))?;
                 let pipes = self.dial_sink(connections, SocketAddr::from(([198, 51, 100, 2], SINK)))?;
                 Ok(Open { pipes, relay: None })
