@@ -22,6 +22,7 @@
 //! | [`temper`] [`raw`] | what a NAT does when it is provoked, seen by single packets |
 //! | [`check`] | every NAT against what strangers' programs say of it |
 //! | [`proxy`] [`gateway`] | HTTP and SOCKS5 proxies; UPnP, NAT-PMP and PCP on a router |
+//! | [`discovery`] | what the product finds before each NAT |
 //! | [`openssh`] [`wireguard`] [`product`] | programs that run in a lab |
 //! | [`matrix`] | the product between every pair of NATs |
 //! | [`demo`] [`mod@bench`] | what `make demo` and `make bench` show |
@@ -32,6 +33,7 @@ pub mod bench;
 pub mod check;
 pub mod classify;
 pub mod demo;
+pub mod discovery;
 pub mod gateway;
 pub mod interrupt;
 pub mod lab;

@@ -12,6 +12,7 @@ use ntcp_lab::Lab;
 use ntcp_lab::bench;
 use ntcp_lab::check;
 use ntcp_lab::demo;
+use ntcp_lab::discovery;
 use ntcp_lab::interrupt;
 use ntcp_lab::leftovers;
 use ntcp_lab::matrix;
@@ -96,6 +97,18 @@ enum Word {
         #[arg(long, default_value = "target")]
         out: PathBuf,
     },
+    /// What `netcheck` finds before each NAT, against what the NAT does
+    Discovery {
+        /// The ntcp-overlay binary
+        #[arg(long)]
+        bin: PathBuf,
+        /// Names of cases, separated by commas [default: all]
+        #[arg(long, value_delimiter = ',')]
+        cases: Vec<String>,
+        /// How many labs run at once
+        #[arg(long, default_value_t = 4)]
+        jobs: usize,
+    },
     /// One pair of the matrix, kept until interrupted, to look at by hand
     Meet {
         /// The NAT before alice
@@ -153,6 +166,10 @@ fn act(word: Word) -> Result<()> {
         }
         Word::Check { kinds } => check::run(&kinds),
         Word::Matrix { bin, kinds, jobs, skew, out } => matrix::run(&bin, &Plan { kinds, jobs, skew }, &out),
+        Word::Discovery { bin, cases, jobs } => {
+            let all = || discovery::names().into_iter().map(str::to_owned).collect();
+            discovery::run(&bin, &if cases.is_empty() { all() } else { cases }, jobs)
+        }
         Word::Meet { a, b, bin, no_udp, skew } => matrix::meet(&bin, [&a, &b], !no_udp, skew),
         Word::Timing { rounds } => timing::run(rounds.max(1)),
         Word::Hold => hold(),

@@ -62,6 +62,14 @@ impl Product {
         Ok(self.try_run(on, words)?.ok()?.stdout)
     }
 
+    /// The same as [`Self::run`] for a command that may take so long; as root, or without any privilege.
+    pub fn run_long(&self, on: &Namespace, words: &[&str], limit: Duration, as_root: bool) -> Result<String> {
+        let drop_all = ["setpriv", "--reuid=65534", "--clear-groups", "--bounding-set=-all"];
+        let mut all = if as_root { Vec::new() } else { drop_all.to_vec() };
+        all.extend(self.words(words)?);
+        Ok(on.try_run(&all, limit)?.ok()?.stdout)
+    }
+
     /// Starts a daemon (`up` or `serve` and what follows) and waits until it answers `status`.
     pub fn daemon(&self, on: &Namespace, words: &[&str]) -> Result<Daemon> {
         let mut daemon =

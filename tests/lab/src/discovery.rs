@@ -1,0 +1,335 @@
+//! `make discovery`: what `netcheck` finds before each NAT, against what the NAT is made to do.
+//!
+//! The expectation is written down here from the NAT's description alone; nothing of the product is used but its command
+//! line. What differs is printed, and is a failure unless a sentence here explains it.
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::ensure;
+use serde_json::Value;
+use serde_json::json;
+
+use crate::Host;
+use crate::Internet;
+use crate::Lab;
+use crate::Link;
+use crate::Nat;
+use crate::Site;
+use crate::interrupt;
+use crate::nat::Behaviour;
+use crate::nat::Filtering;
+use crate::nat::Hairpin;
+use crate::nat::Lifetimes;
+use crate::nat::Mapping;
+use crate::nat::Numbers;
+use crate::nat::OnIcmp;
+use crate::nat::OnReset;
+use crate::nat::Pooling;
+use crate::nat::Ports;
+use crate::nat::Reaction;
+use crate::nat::States;
+use crate::nat::kinds;
+use crate::nat::kinds::KINDS;
+use crate::product::Product;
+use crate::topology::Server;
+
+/// One way, on the line of the site. Without delay nothing crosses, and ICMP errors overtake what provoked them.
+const DELAY: Duration = Duration::from_millis(20);
+/// Packets that a measurement may send, as the product's documentation says, and ARP's.
+const BUDGET: u64 = 270 + 20;
+/// How long a measurement may take; with lifetimes two minutes more.
+const LIMIT: Duration = Duration::from_secs(15);
+/// How long an idle UDP mapping lives where that is measured: more than 30 s and less than 60.
+const LIFETIME: Duration = Duration::from_secs(45);
+
+/// A case: a name, and the world that netcheck is run in.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    name: &'static str,
+    nat: Nat,
+    option: Variation,
+}
+
+/// What is special, beside the NAT.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Variation {
+    None,
+    /// UDP does not pass.
+    NoUdp,
+    /// A home behind a carrier, whose NAT this is.
+    Carrier,
+    /// Idle mappings are measured too.
+    Lifetimes,
+    /// Without root.
+    Unprivileged,
+}
+
+/// Variations of a NAT that is no kind of its own.
+const VARIATIONS: [Case; 4] = [
+    Case { name: "no-udp", nat: Nat::PortRestricted, option: Variation::NoUdp },
+    Case { name: "nested", nat: Nat::PortRestricted, option: Variation::Carrier },
+    Case { name: "lifetimes", nat: Nat::PortRestricted, option: Variation::Lifetimes },
+    Case { name: "unprivileged", nat: Nat::PortRestricted, option: Variation::Unprivileged },
+];
+
+/// The names of all cases, kinds of NAT first.
+pub fn names() -> Vec<&'static str> {
+    KINDS.iter().map(|kind| kind.name).chain(VARIATIONS.iter().map(|case| case.name)).collect()
+}
+
+fn named(name: &str) -> Result<Case> {
+    let kind =
+        kinds::named(name).map(|kind| Case { name: kind.name, nat: kind.nat, option: Variation::None });
+    let variation = || VARIATIONS.into_iter().find(|case| case.name == name);
+    kind.or_else(variation)
+        .with_context(|| format!("no NAT is called {name}: there are {}", names().join(", ")))
+}
+
+/// What was found in one case.
+#[derive(Debug)]
+pub struct Found {
+    /// Its name.
+    pub name: &'static str,
+    /// What differs: the field, what was expected, what was found, and why, if that is known.
+    pub misses: Vec<Miss>,
+    /// Fields that were compared.
+    pub compared: usize,
+    /// Packets that the machine sent.
+    pub packets: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// Something that netcheck did not name right.
+#[derive(Debug)]
+pub struct Miss {
+    field: &'static str,
+    expected: Value,
+    found: Value,
+    why: Option<&'static str>,
+}
+
+/// Examines the cases with these names, several at a time, and prints what was found; an error for every miss without an
+/// explanation.
+pub fn run(bin: &Path, names: &[String], jobs: usize) -> Result<()> {
+    let cases = names.iter().map(|name| named(name)).collect::<Result<Vec<Case>>>()?;
+    let product = Product::new(bin)?;
+    println!("What netcheck finds before each NAT, against what the NAT does.");
+    let mut failures = 0;
+    for (case, result) in cases.iter().zip(all(&product, &cases, jobs)) {
+        match result {
+            Ok(found) => {
+                println!("{}", line(&found));
+                failures += found.misses.iter().filter(|miss| miss.why.is_none()).count();
+            }
+            Err(problem) => {
+                println!("{:<20} failed: {problem:#}", case.name);
+                failures += 1;
+            }
+        }
+    }
+    println!("{} cases, {failures} unexplained", cases.len());
+    ensure!(failures == 0, "{failures} findings differ from what the NATs do");
+    Ok(())
+}
+
+/// Examines some cases, as a test does.
+pub fn examine(bin: &Path, names: &[&str], jobs: usize) -> Result<Vec<Found>> {
+    let cases = names.iter().map(|name| named(name)).collect::<Result<Vec<Case>>>()?;
+    let product = Product::new(bin)?;
+    all(&product, &cases, jobs).into_iter().collect()
+}
+
+/// One line of the table, and one more for each miss.
+pub fn line(found: &Found) -> String {
+    let Found { name, misses, compared, packets, seconds } = found;
+    let mut text = format!(
+        "{name:<20} {:>2} of {compared} right, {packets} packets, {seconds:.1} s",
+        compared - misses.len()
+    );
+    for Miss { field, expected, found, why } in misses {
+        text += &format!("\n    {field}: expected {expected}, found {found}");
+        if let Some(why) = why {
+            text += &format!("\n      {why}");
+        }
+    }
+    text
+}
+
+/// Whether all is right or explained, and within the budget.
+pub fn is_right(found: &Found) -> bool {
+    found.misses.iter().all(|miss| miss.why.is_some()) && found.packets <= BUDGET
+}
+
+fn all(product: &Product, cases: &[Case], jobs: usize) -> Vec<Result<Found>> {
+    let next = AtomicUsize::new(0);
+    let mut results: Vec<(usize, Result<Found>)> = thread::scope(|scope| {
+        let worker = || {
+            let mut done = Vec::new();
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                let Some(case) = cases.get(n) else { return done };
+                let result = interrupt::check().and_then(|()| measure(product, case));
+                done.push((n, result));
+            }
+        };
+        let workers: Vec<_> = (0..jobs.max(1)).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap_or_default()).collect()
+    });
+    results.sort_by_key(|(n, _)| *n);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+fn measure(product: &Product, case: &Case) -> Result<Found> {
+    let lab = Lab::new()?;
+    let net = Internet::new(&lab)?;
+    let server = net.server("server", &Link::Plain)?;
+    let mut site = Site::new(case.nat);
+    if case.option == Variation::NoUdp {
+        site = site.no_udp();
+    }
+    if case.option == Variation::Lifetimes {
+        site = site.lifetimes(Lifetimes { udp: LIFETIME, ..Lifetimes::default() });
+    }
+    let home;
+    let carrier;
+    let alice = if case.option == Variation::Carrier {
+        carrier = net.site("carrier", site.network([100, 64, 0, 0].into()), &Link::delayed(DELAY))?;
+        carrier.site("home", Site::new(Nat::PortRestricted), &Link::Plain)?.host("alice")?
+    } else {
+        home = net.site("home", site, &Link::delayed(DELAY))?;
+        home.host("alice")?
+    };
+    let _daemon = serve(product, &server)?;
+    let before = sent(&alice)?;
+    let at = format!("{}:3478", server.v4);
+    let mut words = vec!["netcheck", "--json", "--server", &at];
+    if case.option == Variation::Lifetimes {
+        words.push("--lifetimes");
+    }
+    let as_root = case.option != Variation::Unprivileged;
+    let said = product.run_long(&alice.ns, &words, LIMIT * 12, as_root)?;
+    let report: Value = serde_json::from_str(&said).context("netcheck printed no JSON")?;
+    let seconds = report.get("seconds").and_then(Value::as_f64).context("no seconds")?;
+    let limit = LIMIT.as_secs_f64() + if case.option == Variation::Lifetimes { 125.0 } else { 0.0 };
+    let expectations = expected(case);
+    let mut misses = Vec::new();
+    for (field, expected) in &expectations {
+        let found = report.pointer(field).cloned().unwrap_or_else(|| json!("(no such field)"));
+        if found != *expected {
+            misses.push(Miss { field, expected: expected.clone(), found, why: None });
+        }
+    }
+    if seconds > limit {
+        misses.push(Miss { field: "/seconds", expected: json!(limit), found: json!(seconds), why: None });
+    }
+    Ok(Found {
+        name: case.name,
+        misses,
+        compared: expectations.len(),
+        packets: sent(&alice)? - before,
+        seconds,
+    })
+}
+
+/// The product as a STUN server on three addresses.
+fn serve(product: &Product, server: &Server) -> Result<crate::product::Daemon> {
+    let listen: Vec<String> = server.addresses.iter().map(|ip| format!("\"{ip}:3478\"")).collect();
+    let config = server.ns.files()?.join("overlay.toml");
+    fs::write(&config, format!("[stun]\nenabled = true\nlisten = [{}]\n", listen.join(", ")))?;
+    let config = config.to_str().context("a path of the lab is not UTF-8")?;
+    product.daemon(&server.ns, &["serve", "--config", config])
+}
+
+fn sent(host: &Host) -> Result<u64> {
+    Ok(host.ns.run(&["cat", "/sys/class/net/eth0/statistics/tx_packets"])?.trim().parse()?)
+}
+
+/// What `netcheck --json` should say: JSON pointers and values.
+fn expected(case: &Case) -> Vec<(&'static str, Value)> {
+    let translates = case.nat.translates();
+    let open = case.nat == Nat::Open;
+    let (udp, tcp) = case.nat.behaviours().unwrap_or((Behaviour::LINUX, Behaviour::LINUX));
+    let mapping = |does: Behaviour, is_tcp: bool| match does.mapping {
+        _ if !translates => "none",
+        Mapping::Kept | Mapping::Independent(_) => "endpoint-independent",
+        Mapping::Address(_) => "address-dependent",
+        Mapping::AddressAndPort(_) => "address-and-port-dependent",
+        Mapping::Session(_) if is_tcp => "session-dependent",
+        Mapping::Session(_) => "address-and-port-dependent",
+    };
+    let filtering = |does: Behaviour, is_tcp: bool| match does.filtering {
+        _ if open => "open",
+        Filtering::Independent => "endpoint-independent",
+        Filtering::Address => "address-dependent",
+        Filtering::NeverSyn if is_tcp => "inbound-never",
+        Filtering::AddressAndPort | Filtering::NeverSyn => "address-and-port-dependent",
+    };
+    let ports = |does: Behaviour| match does.mapping {
+        _ if !translates => "preserved".to_owned(),
+        Mapping::Kept => "preserved".to_owned(),
+        Mapping::Independent(ports)
+        | Mapping::Address(ports)
+        | Mapping::AddressAndPort(ports)
+        | Mapping::Session(ports) => match ports {
+            Ports::Step(step) => format!("delta {step}"),
+            Ports::Random => "random".to_owned(),
+        },
+    };
+    let fixed =
+        |does: Behaviour| matches!(does.mapping, Mapping::Kept | Mapping::Independent(_)) && translates;
+    // What comes back with an inner source is answered straight, from an endpoint that TCP has never heard of.
+    let hairpin = |does: Behaviour, is_tcp: bool| match does.hairpin {
+        _ if !fixed(does) => Value::Null,
+        Hairpin::No => json!(false),
+        Hairpin::External => json!(true),
+        Hairpin::Internal => json!(!is_tcp),
+    };
+    let reaction = match tcp.reaction {
+        _ if open => Value::Null,
+        _ if !translates => json!("drop"),
+        Reaction::Drop => json!("drop"),
+        Reaction::Reset | Reaction::LateReset => json!("reset"),
+        Reaction::Unreachable | Reaction::Prohibited => json!("unreachable"),
+    };
+    let stateless = tcp.states == States::None;
+    let synack = open || matches!(tcp.states, States::SynAckOut | States::None);
+    let root = |value: Value| if case.option == Variation::Unprivileged { Value::Null } else { value };
+    let carrier = case.option == Variation::Carrier;
+    let no_udp = case.option == Variation::NoUdp;
+    let mut all = vec![
+        ("/udp/passes", json!(!no_udp)),
+        ("/tcp/passes", json!(true)),
+        ("/tcp/mapping", json!(mapping(tcp, true))),
+        ("/tcp/filtering", json!(filtering(tcp, true))),
+        ("/tcp/ports", json!(ports(tcp))),
+        ("/tcp/reaction", reaction),
+        ("/tcp/hairpin", hairpin(tcp, true)),
+        ("/tcp/paired", json!(tcp.pooling == Pooling::Paired)),
+        ("/survives_reset", json!(open || stateless || tcp.reset == OnReset::Ignored)),
+        ("/survives_icmp", json!(open || stateless || tcp.icmp == OnIcmp::Ignored)),
+        ("/synack_out", root(json!(synack))),
+        ("/sequence_kept", root(json!(tcp.numbers == Numbers::Kept))),
+        ("/hops", if translates { json!(if carrier { 2 } else { 1 }) } else { Value::Null }),
+    ];
+    if !no_udp {
+        all.extend([
+            ("/udp/mapping", json!(mapping(udp, false))),
+            ("/udp/filtering", json!(filtering(udp, false))),
+            ("/udp/ports", json!(ports(udp))),
+            ("/udp/hairpin", hairpin(udp, false)),
+            ("/udp/paired", json!(udp.pooling == Pooling::Paired)),
+        ]);
+    }
+    if case.option == Variation::Lifetimes {
+        all.push(("/udp/lifetime_s", json!(30)));
+    }
+    all
+}
