@@ -27,12 +27,12 @@ const fn ms(millis: u64) -> Duration {
 pub enum Probe {
     /// A datagram.
     Udp(Datagram),
-    /// Datagrams to `to` that expire on the way, one for each TTL from 1 to this; who said so?
+    /// Packets to `to` that expire on the way, one for each TTL from 1 to the last; who said so?
     Trace {
         /// Where they would go.
         to: SocketAddr,
-        /// The content, a question that does no harm if it arrives.
-        message: Message,
+        /// The content of datagrams, a question that does no harm if it arrives; `None` for TCP's SYNs.
+        message: Option<Message>,
         /// The last TTL.
         hops: u8,
     },

@@ -254,8 +254,12 @@ impl Survey {
             }
             Question::Hops => {
                 self.is_sampled().then_some(())?;
-                let to = self.primary().or_else(|| self.tcp_primary())?;
-                Some(Probe::Trace { to, message: self.request(BINDING, None), hops: HOPS })
+                // Where UDP is blocked, SYNs expire as well.
+                let (to, message) = match self.primary() {
+                    Some(to) => (to, Some(self.request(BINDING, None))),
+                    None => (self.tcp_primary()?, None),
+                };
+                Some(Probe::Trace { to, message, hops: HOPS })
             }
             Question::Idle(seconds) => {
                 let answers_elsewhere =
@@ -353,10 +357,7 @@ impl Survey {
         let ip = *server.addresses.get(usize::from(address))?;
         let silent = SocketAddr::new(ip, server.silent.filter(|_| wanted)?);
         let from = Slot(HALF_OPEN + test as u8);
-        let target = self.segment(test, Question::Looked(test), |segment| {
-            segment.flags & (stunt::SYN | stunt::ACK) == stunt::SYN
-        });
-        let target = target.map(|syn| (syn.source, syn.sequence));
+        let target = self.opened(test).map(|syn| (syn.source, syn.sequence));
         match step {
             Question::Opened(_) => {
                 self.heard(Question::TcpPrimed)?;
@@ -410,12 +411,17 @@ impl Survey {
         };
         let failed = |step: Question| self.is_over(step) && self.heard(step).is_none();
         let looked = Question::Looked(test);
-        let unseen = self.heard(looked).is_some()
-            && self.segment(test, looked, |s| s.flags & stunt::SYN != 0).is_none();
+        let unseen = self.heard(looked).is_some() && self.opened(test).is_none();
         self.is_over(last)
             || unseen
             || failed(looked)
             || (test != HalfOpen::SynAck && failed(Question::Tested(test)))
+    }
+
+    /// The SYN of a half open test, as the server saw it.
+    pub(super) fn opened(&self, test: HalfOpen) -> Option<stunt::Segment> {
+        let syn = |segment: &stunt::Segment| segment.flags & (stunt::SYN | stunt::ACK) == stunt::SYN;
+        self.segment(test, Question::Looked(test), syn)
     }
 
     /// The newest segment that came to a half open test's silent port, as an answer tells.

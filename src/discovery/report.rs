@@ -161,12 +161,17 @@ impl Survey {
         let seen = self.heard(Question::TcpSequence).and_then(|heard| heard.message.stunt_segments().next());
         let judged = Question::Judged(HalfOpen::SynAck);
         let syn_ack = stunt::SYN | stunt::ACK;
+        let opened = self.opened(HalfOpen::SynAck);
         let sent = self.found.get(&Question::Tested(HalfOpen::SynAck)) == Some(&Finding::Done(None));
         Segments {
             survives_reset: self.survives(HalfOpen::Reset),
             survives_icmp: self.survives(HalfOpen::Icmp),
-            synack_out: self.heard(judged).filter(|_| sent).map(|_| {
-                self.segment(HalfOpen::SynAck, judged, |segment| segment.flags & syn_ack == syn_ack).is_some()
+            synack_out: opened.filter(|_| sent && self.heard(judged).is_some()).map(|syn| {
+                // Another test's port may have sent one to the same place, rightly.
+                let ours = |segment: &stunt::Segment| {
+                    segment.flags & syn_ack == syn_ack && segment.source == syn.source
+                };
+                self.segment(HalfOpen::SynAck, judged, ours).is_some()
             }),
             sequence_kept: primed.zip(seen).map(|(primed, seen)| primed == seen.sequence),
         }
@@ -179,10 +184,10 @@ impl Survey {
             Event::Connected => Some(true),
             Event::Silence | Event::Icmp { .. } => Some(false),
             Event::Reset => {
-                let syn =
-                    self.segment(test, Question::Looked(test), |segment| segment.flags & stunt::SYN != 0)?;
-                let reset =
-                    self.segment(test, Question::Judged(test), |segment| segment.flags & stunt::RST != 0)?;
+                let syn = self.opened(test)?;
+                let reset = self.segment(test, Question::Judged(test), |segment| {
+                    segment.flags & stunt::RST != 0 && segment.source == syn.source
+                })?;
                 Some(reset.ttl == syn.ttl)
             }
             Event::Sent => None,

@@ -5,6 +5,7 @@
 
 pub mod surveyor;
 mod tcp;
+mod trace;
 mod udp;
 
 use std::net::IpAddr;
@@ -40,7 +41,7 @@ pub async fn run(survey: &mut Survey, told: &mut (dyn FnMut(&Survey) + Send)) ->
             match probe {
                 Probe::Udp(datagram) => ears.send(question, datagram, &mut tasks),
                 Probe::Trace { to, message, hops } => {
-                    udp::trace(question, local, to, &message, hops, &mut tasks)
+                    trace::start(question, local, to, message, hops, &mut tasks)
                 }
                 Probe::Wait(time) => {
                     tasks.spawn(async move {

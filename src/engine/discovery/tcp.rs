@@ -53,8 +53,8 @@ pub(super) struct Lines {
     local: IpAddr,
     /// Bound and never used, so that the port stays ours.
     ports: BTreeMap<Slot, (u16, Socket)>,
-    /// Still dialling.
-    half_open: Vec<Socket>,
+    /// Still dialling, by where they dial.
+    half_open: BTreeMap<SocketAddr, Socket>,
     listeners: JoinSet<()>,
     kept: Arc<Mutex<BTreeMap<Question, Line>>>,
 }
@@ -64,7 +64,7 @@ impl Lines {
         Self {
             local,
             ports: BTreeMap::new(),
-            half_open: Vec::new(),
+            half_open: BTreeMap::new(),
             listeners: JoinSet::new(),
             kept: Arc::default(),
         }
@@ -79,7 +79,8 @@ impl Lines {
             Probe::Syn { from, to } => (
                 "dialling",
                 self.connect(from, to).map(|socket| {
-                    self.half_open.push(socket);
+                    // The one before is given up: its repetitions would be taken for this one's SYN.
+                    self.half_open.insert(to, socket);
                     None
                 }),
             ),
@@ -144,13 +145,7 @@ impl Lines {
 
     /// A socket that has begun to dial.
     fn connect(&mut self, from: Slot, to: SocketAddr) -> io::Result<Socket> {
-        let socket = self.socket(from)?;
-        match socket.connect(&to.into()) {
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
-                Ok(socket)
-            }
-            done => done.map(|()| socket),
-        }
+        begin(self.socket(from)?, to)
     }
 
     /// One more socket on a slot's port.
@@ -170,8 +165,18 @@ impl Lines {
     }
 }
 
+/// Begins to dial.
+pub(super) fn begin(socket: Socket, to: SocketAddr) -> io::Result<Socket> {
+    match socket.connect(&to.into()) {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
+            Ok(socket)
+        }
+        done => done.map(|()| socket),
+    }
+}
+
 /// A TCP socket whose port others may share, also one that listens.
-fn shared(at: SocketAddr) -> io::Result<Socket> {
+pub(super) fn shared(at: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;

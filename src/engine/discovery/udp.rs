@@ -1,4 +1,4 @@
-//! The UDP ports of a survey, and packets that expire on their way.
+//! The UDP ports of a survey.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::time::Duration;
 
 use tokio::net::UdpSocket;
 use tokio::sync::oneshot;
@@ -21,8 +20,6 @@ use crate::discovery::probe::Heard;
 use crate::discovery::probe::Slot;
 use crate::discovery::probe::WAITS;
 use crate::discovery::question::Question;
-use crate::sys::errors;
-use crate::sys::option;
 use crate::wire::stun::Integrity;
 use crate::wire::stun::Message;
 use crate::wire::stun::Received;
@@ -30,8 +27,6 @@ use crate::wire::stun::TransactionId;
 
 /// Largest datagram that is looked at.
 const MAX_DATAGRAM: usize = 1500;
-/// How long routers have to say that a packet expired.
-const TRACE_WAIT: Duration = Duration::from_millis(1000);
 
 /// A message and where it came from.
 type Letter = (SocketAddr, Message);
@@ -127,38 +122,4 @@ async fn follow(
         }
     }
     Finding::Silence
-}
-
-/// Sends one datagram for each TTL, and collects who says that it expired.
-pub(super) fn trace(
-    question: Question,
-    local: IpAddr,
-    to: SocketAddr,
-    message: &Message,
-    hops: u8,
-    tasks: &mut Tasks,
-) {
-    let bytes = message.emit(Integrity::None);
-    let sent: io::Result<Vec<(u8, std::net::UdpSocket)>> =
-        (1..=hops).map(|ttl| Ok((ttl, expiring(local, to, &bytes, ttl)?))).collect();
-    tasks.spawn(async move {
-        let finding = match sent {
-            Ok(sockets) => {
-                tokio::time::sleep(TRACE_WAIT).await;
-                let who = |(ttl, socket)| Some((ttl, errors::take(socket).ok()??.by));
-                Finding::Routers(sockets.into_iter().filter_map(who).collect())
-            }
-            Err(error) => failed("a packet that expires", &error),
-        };
-        (question, finding)
-    });
-}
-
-fn expiring(local: IpAddr, to: SocketAddr, bytes: &[u8], ttl: u8) -> io::Result<std::net::UdpSocket> {
-    let socket = std::net::UdpSocket::bind((local, 0))?;
-    socket.set_nonblocking(true)?;
-    option::set_ttl(&socket, to.is_ipv4(), Some(ttl))?;
-    option::receive_errors(&socket, to.is_ipv4())?;
-    socket.send_to(bytes, to)?;
-    Ok(socket)
 }
