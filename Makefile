@@ -5,7 +5,7 @@ ROOT := tests/lab/as-builder.sh --root
 PRODUCT := target/release/ntcp-overlay
 LAB := target/debug/ntcp-lab
 
-.PHONY: help build demo test test-backends bench-micro sim check bench bench-relay fuzz deny lab-check lab-clean lab-crash lab-timing matrix packages root
+.PHONY: help build demo test test-backends bench-micro sim check bench bench-relay discovery fuzz deny lab-check lab-clean lab-crash lab-timing matrix packages root
 
 help:
 	@echo 'make build       the program, optimised: $(PRODUCT)'
@@ -19,6 +19,7 @@ help:
 	@echo 'make bench-micro sealing, cutting, joining, routing, each alone (no root)'
 	@echo 'make fuzz        every fuzz target for a minute'
 	@echo 'make lab-check   every NAT of the lab against STUN clients that others wrote (root, three minutes)'
+	@echo 'make discovery   what netcheck finds before every NAT of the lab, against what it does (root, four minutes)'
 	@echo 'make matrix      two members between every pair of NATs: what carried, how soon (root, twenty minutes)'
 	@echo 'make lab-timing  how fast the lab is: coming, going, and its wires (root, one minute)'
 	@echo 'make lab-crash   the lab killed fifty times leaves nothing behind (root, one minute)'
@@ -99,6 +100,10 @@ lab-check: root packages
 	@[ -x target/pystun3/bin/pystun3 ] || $(BUILD) sh -c 'python3 -m venv target/pystun3 && \
 	    target/pystun3/bin/pip install --quiet pystun3==2.0.0' || true
 	PATH="$$PWD/target/pystun3/bin:$$PATH" $(LAB) check
+
+discovery: root packages
+	$(BUILD) cargo build --locked --workspace
+	$(LAB) discovery --bin target/debug/ntcp-overlay
 
 matrix: root build
 	$(BUILD) cargo build --locked -p ntcp-lab

@@ -31,7 +31,7 @@ max_len() {
     case $1 in
         stun | demux_ip) echo 1600 ;;
         broker_pre_auth) echo 2048 ;;
-        broker_from) echo 8192 ;;
+        broker_from | survey) echo 8192 ;;
         certificate) echo 4200 ;;
         relay_token) echo 256 ;;
         invite) echo 1024 ;;

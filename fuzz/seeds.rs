@@ -43,6 +43,12 @@ use ntcp_overlay::wire::stun::Integrity;
 use ntcp_overlay::wire::stun::Message;
 use ntcp_overlay::wire::stun::RELAY_BIND;
 use ntcp_overlay::wire::stun::TransactionId;
+use ntcp_overlay::wire::stun::stunt;
+use ntcp_overlay::wire::stun::stunt::Capabilities;
+use ntcp_overlay::wire::stun::stunt::Event;
+use ntcp_overlay::wire::stun::stunt::Outcome;
+use ntcp_overlay::wire::stun::stunt::Segment;
+use ntcp_overlay::wire::stun::stunt::Server;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let now = UnixTime::from_secs(1_800_000_000);
@@ -212,6 +218,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         write("stun", name, &bytes)?;
         write("demux_ip", name, &bytes)?;
     }
+
+    // One answer that serves every question of a survey, as often as there are questions.
+    let can = Capabilities { connect: true, silent: true, own_syn: true, watch: true, forge: true };
+    let addresses = vec!["198.51.100.1".parse()?, "198.51.100.2".parse()?];
+    let server = Server { can, port: 3478, alternate: Some(3479), silent: Some(3480), addresses };
+    let segment = Segment { flags: stunt::SYN, destination: 3480, source: 4242, ..Segment::default() };
+    let everything = plain
+        .success()
+        .with(Attribute::XorMappedAddress("203.0.113.5:4242".parse()?))
+        .with(Attribute::OtherAddress("198.51.100.2:3479".parse()?))
+        .with(Attribute::StuntServer(server))
+        .with(Attribute::StuntOutcome(Outcome { event: Event::Silence, after: Duration::from_secs(8) }))
+        .with(Attribute::StuntSegment(segment));
+    let bytes = everything.emit(Integrity::None);
+    let answer = [&[u8::try_from(bytes.len())?][..], &bytes].concat();
+    write("survey", "stunt", &answer.repeat(70))?;
 
     let syn = [0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 0, 0x60, 2, 0xff, 0xff, 0, 0, 0, 0, 2, 4, 5, 0xb4];
     let mut v4 = vec![0x45, 0, 0, 44, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 77, 0, 1, 10, 77, 0, 2];

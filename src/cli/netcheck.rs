@@ -1,6 +1,7 @@
 //! `netcheck`: what the NATs before this machine do, measured now.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -33,6 +34,8 @@ struct Output {
     schema: u32,
     servers: Vec<SocketAddr>,
     seconds: f64,
+    /// When what decides how peers are met was known.
+    usable_seconds: Option<f64>,
     udp: Part,
     tcp: Part,
     /// Whether a half open TCP mapping outlives a RST from outside.
@@ -90,8 +93,11 @@ pub(super) fn run(args: &NetcheckArgs) -> anyhow::Result<Exit> {
     let scope = Scope { lifetimes: args.lifetimes, privileged: discovery::is_privileged() };
     let mut survey = Survey::new(&servers, scope, clock::seed());
     let started = clock::now().instant;
-    let mut stage = "";
+    let (mut stage, mut usable) = ("", None);
     let mut progress = |survey: &Survey| {
+        if usable.is_none() && survey.is_usable() {
+            usable = Some(clock::now().instant.saturating_duration_since(started));
+        }
         if survey.stage() != stage {
             stage = survey.stage();
             eprintln!("{stage} ...");
@@ -113,7 +119,7 @@ pub(super) fn run(args: &NetcheckArgs) -> anyhow::Result<Exit> {
         .into());
     }
     if args.json {
-        return output::json(&Output::new(&report, servers, took.as_secs_f64()));
+        return output::json(&Output::new(&report, servers, took, usable));
     }
     let mut lines = verdict::sentences(&report);
     if args.verbose {
@@ -162,14 +168,15 @@ fn announced(args: &NetcheckArgs) -> Vec<SocketAddr> {
 }
 
 impl Output {
-    fn new(report: &Report, servers: Vec<SocketAddr>, seconds: f64) -> Self {
+    fn new(report: &Report, servers: Vec<SocketAddr>, took: Duration, usable: Option<Duration>) -> Self {
         let Report { profile, udp, tcp, reaction_after, direct_tcp, unknown } = report;
         let mut tcp = Part::new(profile.tcp, tcp);
         tcp.reaction_after_ms = reaction_after.map(|after| after.as_millis());
         Self {
             schema: SCHEMA,
             servers,
-            seconds,
+            seconds: took.as_secs_f64(),
+            usable_seconds: usable.map(|usable| usable.as_secs_f64()),
             udp: Part::new(profile.udp, udp),
             tcp,
             survives_reset: profile.segments.survives_reset,

@@ -19,6 +19,8 @@ use super::probe::Heard;
 use super::probe::PATIENCE;
 use super::probe::Probe;
 use super::probe::Slot;
+use crate::base::addr::canonical;
+use crate::base::addr::is_candidate;
 use crate::wire::stun::Attribute;
 use crate::wire::stun::BINDING;
 use crate::wire::stun::Message;
@@ -196,7 +198,7 @@ pub(super) struct Places {
 impl Places {
     /// From OTHER-ADDRESS (RFC 5780 7.4); a server with one address or one port repeats it there.
     fn new(first: SocketAddr, other: Option<SocketAddr>) -> Self {
-        let other = other.filter(|other| other.is_ipv4() == first.is_ipv4());
+        let other = other.map(canonical).filter(|other| is_fit(*other, first));
         let ip = other.map(|other| other.ip()).filter(|ip| *ip != first.ip() && !ip.is_unspecified());
         let port = other.map(|other| other.port()).filter(|port| *port != first.port() && *port != 0);
         let both = ip.zip(port);
@@ -247,7 +249,7 @@ impl Survey {
             }
             Question::Hairpin(side) => {
                 self.is_sampled().then_some(())?;
-                let to = self.mapped(Question::Sample(1 - side.min(1)))?;
+                let to = self.outer(Question::Sample(1 - side.min(1)), self.primary()?)?;
                 let (from, hear) = (Slot(SAMPLED + side), Slot(SAMPLED + 1 - side.min(1)));
                 let message = self.request(BINDING, None);
                 Some(Probe::Udp(Datagram { from, hear, to, message, after: Duration::ZERO }))
@@ -326,7 +328,7 @@ impl Survey {
             }
             Question::TcpHairpin(side) => {
                 (self.is_over(Question::Listen(2)) && self.is_over(Question::Listen(3))).then_some(())?;
-                let to = self.mapped(Question::TcpSample(1 - side.min(1)))?;
+                let to = self.outer(Question::TcpSample(1 - side.min(1)), self.tcp_primary()?)?;
                 let from = Slot(SAMPLED + side);
                 Some(Probe::Dial(Dial { from, to, message: None, end: End::Close, sequence: false }))
             }
@@ -356,6 +358,7 @@ impl Survey {
         let address = self.address_of(test)?;
         let ip = *server.addresses.get(usize::from(address))?;
         let silent = SocketAddr::new(ip, server.silent.filter(|_| wanted)?);
+        is_fit(silent, self.tcp_primary()?).then_some(())?;
         let from = Slot(HALF_OPEN + test as u8);
         let target = self.opened(test).map(|syn| (syn.source, syn.sequence));
         match step {
@@ -530,6 +533,11 @@ impl Survey {
         self.heard(question)?.message.mapped()
     }
 
+    /// An own outer endpoint that may be written to.
+    fn outer(&self, question: Question, server: SocketAddr) -> Option<SocketAddr> {
+        self.mapped(question).map(canonical).filter(|outer| is_fit(*outer, server))
+    }
+
     pub(super) fn is_over(&self, question: Question) -> bool {
         self.found.contains_key(&question)
     }
@@ -575,6 +583,12 @@ impl Survey {
         let message = self.request(method, attribute);
         Some(Probe::Ask(Ask { on: Question::TcpPrimed, message, after, wait }))
     }
+}
+
+/// Whether an address that a server told may be written to: one host, of the server's family. On loopback, where servers
+/// are tried out, anything goes.
+fn is_fit(told: SocketAddr, server: SocketAddr) -> bool {
+    told.is_ipv4() == server.is_ipv4() && (is_candidate(told) || server.ip().is_loopback())
 }
 
 fn idle_slot(seconds: u16) -> Slot {

@@ -3,7 +3,6 @@
 //! The expectation is written down here from the NAT's description alone; nothing of the product is used but its command
 //! line. What differs is printed, and is a failure unless a sentence here explains it.
 
-use std::fs;
 use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
@@ -22,6 +21,7 @@ use crate::Lab;
 use crate::Link;
 use crate::Nat;
 use crate::Site;
+use crate::check::turnserver;
 use crate::interrupt;
 use crate::nat::Behaviour;
 use crate::nat::Filtering;
@@ -37,7 +37,10 @@ use crate::nat::Reaction;
 use crate::nat::States;
 use crate::nat::kinds;
 use crate::nat::kinds::KINDS;
+use crate::process::Process;
+use crate::product::Daemon;
 use crate::product::Product;
+use crate::product::write_config;
 use crate::topology::Server;
 
 /// One way, on the line of the site. Without delay nothing crosses, and ICMP errors overtake what provoked them.
@@ -46,8 +49,14 @@ const DELAY: Duration = Duration::from_millis(20);
 const BUDGET: u64 = 270 + 20;
 /// How long a measurement may take; with lifetimes two minutes more.
 const LIMIT: Duration = Duration::from_secs(15);
+/// How long until what decides how peers are met is known, s.
+const USABLE: f64 = 5.0;
 /// How long an idle UDP mapping lives where that is measured: more than 30 s and less than 60.
 const LIFETIME: Duration = Duration::from_secs(45);
+
+/// What a server that does no STUNT cannot tell.
+const STUNT: [&str; 6] =
+    ["/tcp/filtering", "/tcp/reaction", "/survives_reset", "/survives_icmp", "/synack_out", "/sequence_kept"];
 
 /// A case: a name, and the world that netcheck is run in.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +78,15 @@ enum Variation {
     Lifetimes,
     /// Without root.
     Unprivileged,
+}
+
+/// Whose STUN server helps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Helper {
+    /// The product's own, on three addresses.
+    Ours,
+    /// coturn's `turnserver` on two addresses, which does RFC 5780 and nothing of STUNT.
+    Coturn,
 }
 
 /// Variations of a NAT that is no kind of its own.
@@ -105,6 +123,8 @@ pub struct Found {
     pub packets: u64,
     /// How long it took.
     pub seconds: f64,
+    /// When what decides how peers are met was known, s.
+    pub usable: f64,
 }
 
 /// Something that netcheck did not name right.
@@ -123,7 +143,7 @@ pub fn run(bin: &Path, names: &[String], jobs: usize) -> Result<()> {
     let product = Product::new(bin)?;
     println!("What netcheck finds before each NAT, against what the NAT does.");
     let mut failures = 0;
-    for (case, result) in cases.iter().zip(all(&product, &cases, jobs)) {
+    for (case, result) in cases.iter().zip(all(&product, Helper::Ours, &cases, jobs)) {
         match result {
             Ok(found) => {
                 println!("{}", line(&found));
@@ -140,18 +160,18 @@ pub fn run(bin: &Path, names: &[String], jobs: usize) -> Result<()> {
     Ok(())
 }
 
-/// Examines some cases, as a test does.
-pub fn examine(bin: &Path, names: &[&str], jobs: usize) -> Result<Vec<Found>> {
+/// Examines some cases with one server's help, as a test does.
+pub fn examine(bin: &Path, helper: Helper, names: &[&str], jobs: usize) -> Result<Vec<Found>> {
     let cases = names.iter().map(|name| named(name)).collect::<Result<Vec<Case>>>()?;
     let product = Product::new(bin)?;
-    all(&product, &cases, jobs).into_iter().collect()
+    all(&product, helper, &cases, jobs).into_iter().collect()
 }
 
 /// One line of the table, and one more for each miss.
 pub fn line(found: &Found) -> String {
-    let Found { name, misses, compared, packets, seconds } = found;
+    let Found { name, misses, compared, packets, seconds, usable } = found;
     let mut text = format!(
-        "{name:<20} {:>2} of {compared} right, {packets} packets, {seconds:.1} s",
+        "{name:<20} {:>2} of {compared} right, {packets} packets, usable after {usable:.1} s, done after {seconds:.1} s",
         compared - misses.len()
     );
     for Miss { field, expected, found, why } in misses {
@@ -168,7 +188,7 @@ pub fn is_right(found: &Found) -> bool {
     found.misses.iter().all(|miss| miss.why.is_some())
 }
 
-fn all(product: &Product, cases: &[Case], jobs: usize) -> Vec<Result<Found>> {
+fn all(product: &Product, helper: Helper, cases: &[Case], jobs: usize) -> Vec<Result<Found>> {
     let next = AtomicUsize::new(0);
     let mut results: Vec<(usize, Result<Found>)> = thread::scope(|scope| {
         let worker = || {
@@ -176,7 +196,7 @@ fn all(product: &Product, cases: &[Case], jobs: usize) -> Vec<Result<Found>> {
             loop {
                 let n = next.fetch_add(1, Ordering::Relaxed);
                 let Some(case) = cases.get(n) else { return done };
-                let result = interrupt::check().and_then(|()| measure(product, case));
+                let result = interrupt::check().and_then(|()| measure(product, helper, case));
                 done.push((n, result));
             }
         };
@@ -187,7 +207,7 @@ fn all(product: &Product, cases: &[Case], jobs: usize) -> Vec<Result<Found>> {
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-fn measure(product: &Product, case: &Case) -> Result<Found> {
+fn measure(product: &Product, helper: Helper, case: &Case) -> Result<Found> {
     let lab = Lab::new()?;
     let net = Internet::new(&lab)?;
     let server = net.server("server", &Link::Plain)?;
@@ -207,7 +227,7 @@ fn measure(product: &Product, case: &Case) -> Result<Found> {
         home = net.site("home", site, &Link::delayed(DELAY))?;
         home.host("alice")?
     };
-    let _daemon = serve(product, &server)?;
+    let _serving = serve(product, helper, &server)?;
     let before = sent(&alice)?;
     let at = format!("{}:3478", server.v4);
     let mut words = vec!["netcheck", "--json", "--server", &at];
@@ -220,7 +240,14 @@ fn measure(product: &Product, case: &Case) -> Result<Found> {
     let packets = sent(&alice)? - before;
     let seconds = report.get("seconds").and_then(Value::as_f64).context("no seconds")?;
     let limit = LIMIT.as_secs_f64() + if case.option == Variation::Lifetimes { 125.0 } else { 0.0 };
-    let expectations = expected(case);
+    let mut expectations = expected(case);
+    if helper == Helper::Coturn {
+        for (field, value) in &mut expectations {
+            if STUNT.contains(field) {
+                *value = Value::Null;
+            }
+        }
+    }
     let mut misses = Vec::new();
     for (field, expected) in &expectations {
         let found = report.pointer(field).cloned().unwrap_or_else(|| json!("(no such field)"));
@@ -232,10 +259,19 @@ fn measure(product: &Product, case: &Case) -> Result<Found> {
     if seconds > limit {
         misses.push(Miss { field: "/seconds", expected: json!(limit), found: json!(seconds), why: None });
     }
+    let usable = report.get("usable_seconds").and_then(Value::as_f64).unwrap_or(f64::INFINITY);
+    if usable > USABLE {
+        misses.push(Miss {
+            field: "/usable_seconds",
+            expected: json!(USABLE),
+            found: json!(usable),
+            why: None,
+        });
+    }
     if packets > BUDGET {
         misses.push(Miss { field: "packets", expected: json!(BUDGET), found: json!(packets), why: None });
     }
-    Ok(Found { name: case.name, misses, compared: expectations.len(), packets, seconds })
+    Ok(Found { name: case.name, misses, compared: expectations.len(), packets, seconds, usable })
 }
 
 /// Why a finding differs from what the NAT does, where that is how it has to be.
@@ -256,13 +292,22 @@ fn explanation(case: &Case, field: &str, found: &Value) -> Option<&'static str> 
     None
 }
 
-/// The product as a STUN server on three addresses.
-fn serve(product: &Product, server: &Server) -> Result<crate::product::Daemon> {
+/// What runs while a measurement is made.
+enum Serving {
+    Ours { _daemon: Daemon },
+    Coturn { _process: Process },
+}
+
+fn serve(product: &Product, helper: Helper, server: &Server) -> Result<Serving> {
+    if helper == Helper::Coturn {
+        return Ok(Serving::Coturn {
+            _process: turnserver(server, [server.addresses[0], server.addresses[1]])?,
+        });
+    }
     let listen: Vec<String> = server.addresses.iter().map(|ip| format!("\"{ip}:3478\"")).collect();
-    let config = server.ns.files()?.join("overlay.toml");
-    fs::write(&config, format!("[stun]\nenabled = true\nlisten = [{}]\n", listen.join(", ")))?;
-    let config = config.to_str().context("a path of the lab is not UTF-8")?;
-    product.daemon(&server.ns, &["serve", "--config", config])
+    let config = format!("[stun]\nenabled = true\nlisten = [{}]\n", listen.join(", "));
+    let words = ["serve", "--config", &write_config(server, &config)?];
+    Ok(Serving::Ours { _daemon: product.daemon(&server.ns, &words)? })
 }
 
 fn sent(host: &Host) -> Result<u64> {

@@ -1,5 +1,7 @@
 //! STUN clients that others wrote, and the server that they ask.
 
+use std::net::Ipv4Addr;
+
 use anyhow::Context;
 use anyhow::Result;
 use anyhow::ensure;
@@ -115,7 +117,12 @@ impl Client {
 
 /// coturn's server at the two addresses, as RFC 5780 wants it.
 pub(super) fn stun_server(server: &Host, vantage: &Vantage) -> Result<Process> {
-    let [first, second] = vantage.addresses().map(|address| address.to_string());
+    turnserver(server, vantage.addresses())
+}
+
+/// The same at any two addresses of a machine.
+pub(crate) fn turnserver(server: &Host, addresses: [Ipv4Addr; 2]) -> Result<Process> {
+    let [first, second] = addresses.map(|address| address.to_string());
     let mut serving = server.ns.spawn(&[
         "turnserver",
         "-n",

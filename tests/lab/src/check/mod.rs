@@ -38,6 +38,7 @@ pub use expected::expected_temper;
 
 use clients::Client;
 use clients::stun_server;
+pub(crate) use clients::turnserver;
 
 /// One way, on the line of the site that is examined. Without any delay an ICMP error overtakes the system call that
 /// provoked it, and is not reported.
