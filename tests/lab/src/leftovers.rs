@@ -8,12 +8,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::io::Seek;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::process::Stdio;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -163,11 +163,11 @@ fn kill_until_gone(find: impl Fn() -> Vec<u32>) {
     }
 }
 
+/// Feeds a command by a pipe: a full disk must not keep a lab from going.
 fn batch(mut command: Command, script: &str) -> Result<()> {
-    let mut input = tempfile::tempfile()?;
-    input.write_all(script.as_bytes())?;
-    input.rewind()?;
-    let output = command.stdin(input).output()?;
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    child.stdin.take().context("no stdin")?.write_all(script.as_bytes())?;
+    let output = child.wait_with_output()?;
     if !output.status.success() {
         bail!("{}", String::from_utf8_lossy(&output.stderr));
     }
