@@ -353,7 +353,7 @@ impl Loop {
                 Ok(Command::LinkDown(why)) => self.node.handle_link_down(why, now, out),
                 Ok(Command::Broker(message)) => self.node.handle_broker(*message, now, out),
                 Ok(Command::Network(addrs)) => self.node.handle_network(&addrs, self.ports, now, out),
-                Ok(Command::Profile(profile)) => self.node.handle_profile(*profile, out),
+                Ok(Command::Profile(profile)) => self.node.handle_profile(*profile, now, out),
                 Ok(Command::Forwarded(candidates)) => self.node.handle_forwarded(candidates, out),
                 Ok(Command::Request(request, reply)) => {
                     let _ = reply.send(self.node.handle_request(request, now, out));

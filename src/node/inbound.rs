@@ -122,26 +122,16 @@ impl Node {
             self.local.udp_blocked = false;
             self.learn_mapping(out);
             if !self.registrations.iter().map(Registration::mapped).eq(before) {
-                self.on_new_mapping(now, out);
+                self.retry_indirect(now, out);
             }
             return true;
         }
         let observed = self.observers.handle_response(leg.to, received, now.instant);
         if observed == Some(true) {
             self.announce_candidates(out);
-            self.on_new_mapping(now, out);
+            self.retry_indirect(now, out);
         }
         observed.is_some()
-    }
-
-    /// The broker sees us at another address than before: whoever is being punched without it must hear of it.
-    fn on_new_mapping(&mut self, now: Now, out: &mut Output) {
-        for id in self.peers.ids() {
-            if let Some(path) = self.peers.get_mut(id).and_then(Peer::path_mut) {
-                path.handle_new_candidates(now.instant);
-            }
-            self.pump(id, now, out);
-        }
     }
 
     /// A WireGuard message.

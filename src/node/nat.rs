@@ -2,17 +2,19 @@
 
 use std::net::SocketAddr;
 
+use crate::base::time::Now;
 use crate::nat::behavior::Mapping;
 use crate::nat::behavior::Profile;
 use crate::nat::behavior::mapping_of;
 use crate::node::Node;
 use crate::node::output::Output;
 use crate::node::peers::Kind;
+use crate::node::peers::Peer;
 use crate::node::registration::Registration;
 
 impl Node {
     /// What a survey of the NATs has found by now; a later one replaces it. The broker hears what is new.
-    pub fn handle_profile(&mut self, measured: Profile, out: &mut Output) {
+    pub fn handle_profile(&mut self, measured: Profile, now: Now, out: &mut Output) {
         self.measured = measured;
         let before = self.profile;
         // The broker's answers to the data socket tell whether UDP passes better than those to any other.
@@ -25,6 +27,21 @@ impl Node {
         }
         if self.profile != before {
             self.announce_candidates(out);
+        }
+        let ports = |profile: Profile| (profile.tcp.mapping, profile.tcp.ports);
+        if ports(self.profile) != ports(before) {
+            // Whoever is being punched on wrong assumptions, or was in vain, is punched anew.
+            self.retry_indirect(now, out);
+        }
+    }
+
+    /// Something of ours became known that peers need: whoever is not reached directly is asked for again.
+    pub(super) fn retry_indirect(&mut self, now: Now, out: &mut Output) {
+        for id in self.peers.ids() {
+            if let Some(path) = self.peers.get_mut(id).and_then(Peer::path_mut) {
+                path.handle_new_candidates(now.instant);
+            }
+            self.pump(id, now, out);
         }
     }
 
@@ -64,6 +81,8 @@ mod tests {
     use crate::identity::keys::WgSecret;
     use crate::nat::behavior::Behavior;
     use crate::node::output::Order;
+    use crate::node::rendezvous::tests::SIGNED;
+    use crate::node::rendezvous::tests::at;
     use crate::node::rendezvous::tests::authority;
     use crate::node::rendezvous::tests::node;
 
@@ -88,7 +107,7 @@ mod tests {
 
     fn announced(node: &mut Node, measured: Profile) -> Option<Profile> {
         let mut out = Output::default();
-        node.handle_profile(measured, &mut out);
+        node.handle_profile(measured, at(SIGNED), &mut out);
         out.orders.iter().find_map(|order| match order {
             Order::Register(register) => Some(register.profile),
             _ => None,

@@ -540,7 +540,7 @@ pub(super) mod tests {
     use crate::node::Me;
 
     const DAY: u64 = 86_400;
-    const SIGNED: u64 = 1_800_000_000;
+    pub(crate) const SIGNED: u64 = 1_800_000_000;
 
     #[test]
     fn a_certificate_is_renewed_in_the_last_third_of_its_life_and_only_by_our_own() {
@@ -625,7 +625,7 @@ pub(super) mod tests {
     }
 
     /// The monotonic clock goes along, so that hourly retries are due.
-    fn at(unix: u64) -> Now {
+    pub(crate) fn at(unix: u64) -> Now {
         #[expect(clippy::disallowed_methods, reason = "a test needs some origin to count from")]
         static ORIGIN: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
         let instant = *ORIGIN + Duration::from_secs(unix - SIGNED);

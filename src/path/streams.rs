@@ -1,7 +1,7 @@
 //! Direct TCP: the attempts of one path's introductions, and the streams that came of them.
 //!
-//! Of several attempts at most one runs. Both sides may have been introduced twice at once, and each may begin with
-//! another introduction; the one with the smaller name prevails, as soon as one side hears that the other awaits it.
+//! At most one attempt is open, that of the newest introduction; an older one may still wait for the peer to settle on a
+//! stream.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -17,7 +17,6 @@ use crate::base::transmit::Gone;
 use crate::base::transmit::StreamOrder;
 use crate::base::transmit::Via;
 use crate::path::Ctx;
-use crate::path::MAX_INTRODUCTIONS;
 use crate::path::leg::Leg;
 use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
@@ -38,14 +37,11 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// One more attempt, which begins when it is due.
+    /// One more attempt, which begins when it is due. Those before it are given up: it knows more. The broker tells both
+    /// sides of introductions in the same order, so both give up the same.
     pub(super) fn add(&mut self, attempt: Attempt) {
-        if self.attempts.len() == MAX_INTRODUCTIONS {
-            let spare = self.attempts.iter().position(|a| !a.is_running()).unwrap_or(0);
-            let mut old = self.attempts.remove(spare);
-            old.give_up();
-            self.orders.extend(std::iter::from_fn(|| old.poll_order()));
-        }
+        self.give_up();
+        self.attempts.retain(|attempt| !attempt.is_over());
         self.attempts.push(attempt);
     }
 
@@ -103,13 +99,6 @@ impl Streams {
 
     /// The peer is ready for a round and waits.
     pub(super) fn handle_awaited(&mut self, attempt: AttemptId, round: u8, ctx: &mut Ctx<'_>) {
-        let running = self.running();
-        if running.is_some_and(|running| running < attempt) {
-            return;
-        }
-        for other in self.attempts.iter_mut().filter(|a| a.is_running() && a.keys().attempt() != attempt) {
-            other.give_up();
-        }
         if let Some(attempt) = self.attempts.iter_mut().find(|a| a.keys().attempt() == attempt) {
             attempt.handle_awaited(round, &mut ctx.hands());
         }
@@ -145,12 +134,8 @@ impl Streams {
 
     /// A stream is proven: the others go.
     pub(super) fn win(&mut self, winner: StreamId, now: Instant) {
-        for attempt in self.attempts.iter_mut().filter(|a| a.is_open()) {
-            if attempt.owns(winner) || attempt.is_running() {
-                attempt.win(winner, now);
-            } else {
-                attempt.give_up();
-            }
+        for attempt in &mut self.attempts {
+            attempt.win(winner, now);
         }
         self.collect();
     }
@@ -165,17 +150,8 @@ impl Streams {
 
     /// Does what is due.
     pub(super) fn handle_timeout(&mut self, ctx: &mut Ctx<'_>) {
-        let now = ctx.now.instant;
-        let mut due: Vec<usize> = (0..self.attempts.len()).collect();
-        due.sort_by_key(|at| self.attempts.get(*at).map(|a| a.keys().attempt()));
-        for at in due {
-            let waits = self.running().is_some();
-            let Some(attempt) = self.attempts.get_mut(at) else { continue };
-            if attempt.is_running() || !waits {
-                attempt.handle_timeout(&mut ctx.hands());
-            } else if attempt.poll_timeout().is_some_and(|at| at <= now) {
-                attempt.postpone(now);
-            }
+        for attempt in &mut self.attempts {
+            attempt.handle_timeout(&mut ctx.hands());
         }
         self.collect();
         let failed = &mut self.failed;
@@ -227,11 +203,6 @@ impl Streams {
         if close {
             self.orders.push_back(StreamOrder::Close(id));
         }
-    }
-
-    /// The attempt that is under way.
-    fn running(&self) -> Option<AttemptId> {
-        self.attempts.iter().filter(|a| a.is_running()).map(|a| a.keys().attempt()).min()
     }
 
     fn collect(&mut self) {

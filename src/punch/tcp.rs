@@ -232,16 +232,10 @@ impl Attempt {
         matches!(self.stage, Stage::Over)
     }
 
-    /// Whether it is under way: begun, and nothing won yet.
-    #[must_use]
-    pub fn is_running(&self) -> bool {
-        !matches!(self.stage, Stage::Waiting { .. } | Stage::Won { .. } | Stage::Over)
-    }
-
     /// Whether something may come of it, now or when it begins.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.is_running() || matches!(self.stage, Stage::Waiting { .. })
+        !matches!(self.stage, Stage::Won { .. } | Stage::Over)
     }
 
     /// Dials made, and what went wrong last, in words.
@@ -409,13 +403,6 @@ impl Attempt {
         self.close_unless(|_, _| false);
         self.release();
         self.stage = Stage::Over;
-    }
-
-    /// Another attempt of the same pair is under way: this one looks again in a moment.
-    pub fn postpone(&mut self, now: Instant) {
-        if let Stage::Waiting { until } = &mut self.stage {
-            *until = now + Duration::from_secs(1);
-        }
     }
 
     /// Does what is due.
