@@ -5,7 +5,7 @@ ROOT := tests/lab/as-builder.sh --root
 PRODUCT := target/release/ntcp-overlay
 LAB := target/debug/ntcp-lab
 
-.PHONY: help build demo test test-backends bench-micro sim check bench bench-relay discovery fuzz deny lab-check lab-clean lab-crash lab-timing matrix packages root
+.PHONY: help build demo test test-backends bench-micro sim check bench bench-relay discovery fuzz deny interop lab-check lab-clean lab-crash lab-timing matrix packages root stun-clients
 
 help:
 	@echo 'make build       the program, optimised: $(PRODUCT)'
@@ -18,6 +18,7 @@ help:
 	@echo 'make bench-relay what one relay carries by its kernel, in user space, and beside a kernel NAT (root, 10 minutes)'
 	@echo 'make bench-micro sealing, cutting, joining, routing, each alone (no root)'
 	@echo 'make fuzz        every fuzz target for a minute'
+	@echo 'make interop     our STUN server, asked by clients that others wrote before every NAT (root, three minutes)'
 	@echo 'make lab-check   every NAT of the lab against STUN clients that others wrote (root, three minutes)'
 	@echo 'make discovery   what netcheck finds before every NAT of the lab, against what it does (root, four minutes)'
 	@echo 'make matrix      two members between every pair of NATs: what carried, how soon (root, twenty minutes)'
@@ -39,7 +40,7 @@ demo: root build
 	$(LAB) demo --bin $(PRODUCT)
 
 # Built as the calling user, run as root. Doc tests come last, so the very last summary is theirs.
-test: root packages
+test: root packages stun-clients
 	$(BUILD) cargo test --workspace --locked --no-run
 	$(BUILD) cargo test --release --locked -p ntcp-sim --test crowd -- --nocapture
 	$(ROOT) cargo test --workspace --locked --no-fail-fast
@@ -94,12 +95,18 @@ fuzz:
 	$(BUILD) fuzz/run.sh 60
 
 # pystun3 comes from PyPI into the build directory; without it, that client is reported as not run.
-lab-check: root packages
+stun-clients:
 	@tests/lab/install.sh turnserver coturn stun stun-client
-	$(BUILD) cargo build --locked -p ntcp-lab
 	@[ -x target/pystun3/bin/pystun3 ] || $(BUILD) sh -c 'python3 -m venv target/pystun3 && \
 	    target/pystun3/bin/pip install --quiet pystun3==2.0.0' || true
-	PATH="$$PWD/target/pystun3/bin:$$PATH" $(LAB) check
+
+lab-check: root packages stun-clients
+	$(BUILD) cargo build --locked -p ntcp-lab
+	$(LAB) check
+
+interop: root build stun-clients
+	$(BUILD) cargo build --locked -p ntcp-lab
+	$(LAB) interop --bin $(PRODUCT)
 
 discovery: root packages
 	$(BUILD) cargo build --locked --workspace

@@ -42,6 +42,8 @@ use ntcp_overlay::wire::stun::BINDING;
 use ntcp_overlay::wire::stun::Integrity;
 use ntcp_overlay::wire::stun::Message;
 use ntcp_overlay::wire::stun::RELAY_BIND;
+use ntcp_overlay::wire::stun::STUNT_PROBE;
+use ntcp_overlay::wire::stun::STUNT_SEEN;
 use ntcp_overlay::wire::stun::TransactionId;
 use ntcp_overlay::wire::stun::stunt;
 use ntcp_overlay::wire::stun::stunt::Capabilities;
@@ -49,6 +51,9 @@ use ntcp_overlay::wire::stun::stunt::Event;
 use ntcp_overlay::wire::stun::stunt::Outcome;
 use ntcp_overlay::wire::stun::stunt::Segment;
 use ntcp_overlay::wire::stun::stunt::Server;
+use ntcp_overlay::wire::stun::stunt::Action;
+use ntcp_overlay::wire::stun::stunt::Port;
+use ntcp_overlay::wire::stun::stunt::Probe;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let now = UnixTime::from_secs(1_800_000_000);
@@ -217,6 +222,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ] {
         write("stun", name, &bytes)?;
         write("demux_ip", name, &bytes)?;
+        write("stun_server", name, &[&[0, 0, 0, u8::try_from(bytes.len())?], &bytes[..]].concat())?;
     }
 
     // One answer that serves every question of a survey, as often as there are questions.
@@ -234,6 +240,34 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let bytes = everything.emit(Integrity::None);
     let answer = [&[u8::try_from(bytes.len())?][..], &bytes].concat();
     write("survey", "stunt", &answer.repeat(70))?;
+
+    let probe = |action, port| {
+        let probe = Probe { action, address: 1, port, target: None, watch: Duration::from_secs(3) };
+        Message::request(STUNT_PROBE, id).with(Attribute::StuntProbe(probe)).emit(Integrity::None)
+    };
+    let mut knock = Writer::new();
+    knock.u16(4001).u16(3480).u32(7).u32(0).u8(5 << 4).u8(stunt::SYN).u16(64_240).u32(0);
+    let knock = emit::packet([203, 0, 113, 5].into(), [198, 51, 100, 2].into(), ip::TCP, 64, knock, 16);
+    let offer = stunt::Server { port: 3478, addresses: vec![[198, 51, 100, 1].into()], ..stunt::Server::default() };
+    let outcome = stunt::Outcome { event: stunt::Event::Icmp { kind: 3, code: 13 }, after: Duration::from_secs(6) };
+    let segment = stunt::Segment { flags: stunt::SYN, options: vec![2, 4, 5, 180], ..stunt::Segment::default() };
+    let told = plain.success().with(Attribute::StuntServer(offer)).with(Attribute::StuntOutcome(outcome));
+    write("stun", "stunt-answer", &told.with(Attribute::StuntSegment(segment)).emit(Integrity::None))?;
+    let seen = Message::request(STUNT_SEEN, id).emit(Integrity::None);
+    let mut story = Vec::new();
+    for (kind, bytes) in [
+        (2, probe(Action::Connect, Port::Alternate)),
+        (0, knock),
+        (3, probe(Action::Connect, Port::Silent)),
+        (6, probe(Action::SynAck, Port::Silent)),
+        (2, probe(Action::Icmp { kind: 11, code: 0 }, Port::Silent)),
+        (2, probe(Action::Wait { seconds: 9 }, Port::Main)),
+        (3, seen),
+    ] {
+        write("stun", &format!("stunt-{}", story.len()), &bytes)?;
+        story.extend([&[kind, 10, u8::try_from(bytes.len())?], &bytes[..]].concat());
+    }
+    write("stunt", "story", &story)?;
 
     let syn = [0, 80, 0, 81, 0, 0, 0, 1, 0, 0, 0, 0, 0x60, 2, 0xff, 0xff, 0, 0, 0, 0, 2, 4, 5, 0xb4];
     let mut v4 = vec![0x45, 0, 0, 44, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 77, 0, 1, 10, 77, 0, 2];

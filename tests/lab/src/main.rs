@@ -11,12 +11,14 @@ use clap::Subcommand;
 use ntcp_lab::Lab;
 use ntcp_lab::bench;
 use ntcp_lab::check;
+use ntcp_lab::check::interop;
 use ntcp_lab::demo;
 use ntcp_lab::discovery;
 use ntcp_lab::interrupt;
 use ntcp_lab::leftovers;
 use ntcp_lab::matrix;
 use ntcp_lab::matrix::Plan;
+use ntcp_lab::product::Product;
 use ntcp_lab::timing;
 use ntcp_lab::tools;
 
@@ -75,6 +77,15 @@ enum Word {
     },
     /// Check every NAT of the lab with STUN clients that others wrote, and TCP with plain sockets
     Check {
+        /// Names of NATs, separated by commas; all of them if none is given
+        #[arg(long, value_delimiter = ',')]
+        kinds: Vec<String>,
+    },
+    /// Other people's STUN clients ask the product's server, before every NAT of the lab
+    Interop {
+        /// The ntcp-overlay binary
+        #[arg(long)]
+        bin: PathBuf,
         /// Names of NATs, separated by commas; all of them if none is given
         #[arg(long, value_delimiter = ',')]
         kinds: Vec<String>,
@@ -165,6 +176,7 @@ fn act(word: Word) -> Result<()> {
             bench::forward::run(&device, carrier, local, peer, listens)
         }
         Word::Check { kinds } => check::run(&kinds),
+        Word::Interop { bin, kinds } => interop::run(&Product::new(bin)?, &kinds),
         Word::Matrix { bin, kinds, jobs, skew, out } => matrix::run(&bin, &Plan { kinds, jobs, skew }, &out),
         Word::Discovery { bin, cases, jobs } => {
             let all = || discovery::names().into_iter().map(str::to_owned).collect();

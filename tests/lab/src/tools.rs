@@ -28,13 +28,14 @@ pub const TOOLS: [(&str, &str); 18] = [
     ("natpmpc", "natpmpc"),
 ];
 
-/// Finds a command on the path and where Debian puts administrators' tools.
+/// Finds a command on the path, where Debian puts administrators' tools, and where `make` puts what comes from PyPI.
 pub fn find(command: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
+        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin", "target/pystun3/bin"].map(PathBuf::from))
         .map(|dir| dir.join(command))
         .find(|file| file.is_file())
+        .and_then(|file| std::path::absolute(file).ok())
 }
 
 /// One line about what keeps the lab from working here, or nothing.

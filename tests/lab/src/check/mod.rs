@@ -7,6 +7,7 @@
 
 mod clients;
 mod expected;
+pub mod interop;
 mod words;
 
 use std::thread;
@@ -39,6 +40,7 @@ pub use expected::expected_temper;
 use clients::Client;
 use clients::stun_server;
 pub(crate) use clients::turnserver;
+use interop::Asked;
 
 /// One way, on the line of the site that is examined. Without any delay an ICMP error overtakes the system call that
 /// provoked it, and is not reported.
@@ -66,21 +68,7 @@ struct Testimony {
 /// Examines the kinds of NAT with these names, or all of them, and prints what was said of each; an error if anybody
 /// contradicts.
 pub fn run(names: &[String]) -> Result<()> {
-    let kinds = match names {
-        [] => KINDS.to_vec(),
-        names => names
-            .iter()
-            .map(|name| kinds::named(name).with_context(|| format!("no NAT is named {name}")))
-            .collect::<Result<_>>()?,
-    };
-    let clients = Client::ALL.map(|client| (client, tools::find(client.program()).is_some()));
-    for (client, found) in clients {
-        if !found {
-            println!("NOT RUN: {} is not installed", client.program());
-        }
-    }
-    let clients: Vec<Client> =
-        clients.iter().filter(|(_, found)| *found).map(|(client, _)| *client).collect();
+    let (kinds, clients) = (named(names)?, installed());
     println!("What each NAT of the lab claims, and what was said of it. `=` agrees, `!` contradicts.");
     let mut contradictions = 0;
     for kinds in kinds.chunks(AT_ONCE) {
@@ -94,12 +82,30 @@ pub fn run(names: &[String]) -> Result<()> {
         }
     }
     println!("\na full cone that keeps ports, with hairpin, and mappings that live {LIFETIME} s");
-    contradictions += print(&hairpin_and_lifetime(&clients)?);
+    contradictions += print(&hairpin_and_lifetime(&clients, Asked::Coturn)?);
     println!("\nTCP mappings that live {LIFETIME} s after a SYN, established, and closed");
     contradictions += print(&tcp_lifetimes()?);
     println!("\n{} kinds of NAT, {contradictions} contradictions", kinds.len());
     ensure!(contradictions == 0, "{contradictions} contradictions, marked with `!` above");
     Ok(())
+}
+
+/// The kinds of NAT with these names; without any, all of them.
+fn named(names: &[String]) -> Result<Vec<Kind>> {
+    let find = |name: &String| kinds::named(name).with_context(|| format!("no NAT is named {name}"));
+    if names.is_empty() { Ok(KINDS.to_vec()) } else { names.iter().map(find).collect() }
+}
+
+/// The clients that are there; of the others it says so.
+fn installed() -> Vec<Client> {
+    let is_there = |client: &Client| {
+        let found = tools::find(client.program()).is_some();
+        if !found {
+            println!("NOT RUN: {} is not installed", client.program());
+        }
+        found
+    };
+    Client::ALL.into_iter().filter(is_there).collect()
 }
 
 /// Prints testimonies and counts the contradictions.
@@ -163,11 +169,11 @@ fn examine(kind: &Kind, clients: &[Client]) -> Result<Vec<Testimony>> {
 }
 
 /// Hairpin as vovida's client sees it, and how long an idle UDP mapping lets answers in as coturn's does.
-fn hairpin_and_lifetime(clients: &[Client]) -> Result<Vec<Testimony>> {
+fn hairpin_and_lifetime(clients: &[Client], asked: Asked<'_>) -> Result<Vec<Testimony>> {
     let lab = Lab::new()?;
     let lifetimes = Lifetimes { udp: Duration::from_secs(LIFETIME), ..Lifetimes::default() };
     let ([alice, _], vantage, server) = scene(&lab, Site::new(Nat::FullCone).hairpin().lifetimes(lifetimes))?;
-    let _serving = stun_server(&server, &vantage)?;
+    let _serving = asked.serve(&server, &vantage)?;
     let mut testimonies = Vec::new();
     if clients.contains(&Client::Vovida) {
         testimonies.push(Testimony {
@@ -178,9 +184,13 @@ fn hairpin_and_lifetime(clients: &[Client]) -> Result<Vec<Testimony>> {
     }
     if clients.contains(&Client::Natdiscovery) {
         let (inside, server) = (alice.v4.to_string(), server.v4.to_string());
+        let program = Client::Natdiscovery.program();
+        let said = alice.ns.try_run(&[program, "-H", "-L", &inside, &server], PATIENCE)?.stdout;
+        let hairpin = |yes| if yes { "hairpin" } else { "no hairpin" }.to_owned();
+        let said = hairpin(said.contains("Received a request (maybe a successful hairpinning)"));
+        testimonies.push(Testimony { who: program, said, wanted: hairpin(true) });
         for wait in IDLE {
             let answered = wait < LIFETIME;
-            let program = Client::Natdiscovery.program();
             let line = [program, "-t", "-T", &wait.to_string(), "-L", &inside, &server];
             let said = alice.ns.try_run(&line, PATIENCE)?.stdout;
             ensure!(said.contains("RFC 5780 response 1"), "{program} has no verdict:\n{said}");
