@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use ntcp_overlay::base::cursor::Writer;
 use ntcp_overlay::base::hidden::Hidden;
 use ntcp_overlay::base::id::AttemptId;
 use ntcp_overlay::base::id::RegistrationId;
@@ -35,6 +36,8 @@ use ntcp_overlay::wire::enroll::BrokerAddr;
 use ntcp_overlay::wire::enroll::Invite;
 use ntcp_overlay::wire::enroll::SigningRequest;
 use ntcp_overlay::wire::frame;
+use ntcp_overlay::wire::ip;
+use ntcp_overlay::wire::ip::emit;
 use ntcp_overlay::wire::relay::Channel;
 use ntcp_overlay::wire::relay::Token;
 use ntcp_overlay::wire::stun::Attribute;
@@ -248,9 +251,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut knock = Writer::new();
     knock.u16(4001).u16(3480).u32(7).u32(0).u8(5 << 4).u8(stunt::SYN).u16(64_240).u32(0);
     let knock = emit::packet([203, 0, 113, 5].into(), [198, 51, 100, 2].into(), ip::TCP, 64, knock, 16);
-    let offer = stunt::Server { port: 3478, addresses: vec![[198, 51, 100, 1].into()], ..stunt::Server::default() };
-    let outcome = stunt::Outcome { event: stunt::Event::Icmp { kind: 3, code: 13 }, after: Duration::from_secs(6) };
-    let segment = stunt::Segment { flags: stunt::SYN, options: vec![2, 4, 5, 180], ..stunt::Segment::default() };
+    let offer =
+        stunt::Server { port: 3478, addresses: vec![[198, 51, 100, 1].into()], ..stunt::Server::default() };
+    let outcome =
+        stunt::Outcome { event: stunt::Event::Icmp { kind: 3, code: 13 }, after: Duration::from_secs(6) };
+    let segment =
+        stunt::Segment { flags: stunt::SYN, options: vec![2, 4, 5, 180], ..stunt::Segment::default() };
     let told = plain.success().with(Attribute::StuntServer(offer)).with(Attribute::StuntOutcome(outcome));
     write("stun", "stunt-answer", &told.with(Attribute::StuntSegment(segment)).emit(Integrity::None))?;
     let seen = Message::request(STUNT_SEEN, id).emit(Integrity::None);

@@ -31,7 +31,10 @@ fuzz_target!(|data: &[u8]| {
         let now = start + Duration::from_millis(millis);
         let Some(reply) = server.handle_datagram(bytes, from, local, now) else { continue };
         assert_eq!(reply.to.ip(), from.ip());
-        assert!(homes.iter().any(|home| home.bound == reply.from.ip()) && (3478..=3479).contains(&reply.from.port()));
+        assert!(
+            homes.iter().any(|home| home.bound == reply.from.ip())
+                && (3478..=3479).contains(&reply.from.port())
+        );
         Received::parse(&reply.bytes).expect("what we write, we read");
         *got.entry(from.ip()).or_insert(0) += reply.bytes.len();
         let allowance = 4096 + 256 * usize::try_from(millis / 1000 + 1).expect("seconds");
