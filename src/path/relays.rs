@@ -196,7 +196,7 @@ impl Relays {
     /// kernel's where it is proven, else the channel.
     pub(super) fn best(&self, met: bool) -> Option<Leg> {
         let session = self.best_session(met)?;
-        session.splice.proven().or(session.bound.as_ref().map(|(leg, _)| *leg))
+        session.splice.proven().or_else(|| session.bound.as_ref().map(|(leg, _)| *leg))
     }
 
     /// Of the newest introduction whose sessions work, the first relay that does.
@@ -254,7 +254,7 @@ impl Relays {
         let sessions = self.sessions.iter().filter_map(|session| session.side.poll_timeout());
         let best = self.best_session(true).map(|session| session.born);
         let dials = self.sessions.iter().filter(|session| best == Some(session.born) && !self.settled);
-        let dials = dials.filter_map(|session| session.gate().and(session.splice.due()));
+        let dials = dials.filter_map(|session| session.gate().and_then(|_| session.splice.due()));
         sessions.chain(dials).chain(self.reserve.as_ref().map(|reserve| reserve.due)).min()
     }
 

@@ -89,6 +89,8 @@ pub(super) struct Splices {
     parties: HashMap<Seat, Party>,
     /// By session.
     pairs: HashMap<usize, Splice>,
+    /// How many of them the kernel rewrites: asked for at every turn.
+    working: usize,
     /// Sessions for which the kernel said no: it is not asked again.
     refused: HashMap<usize, Why>,
     orders: VecDeque<Order>,
@@ -115,6 +117,7 @@ impl Splices {
             by_gate: HashMap::new(),
             parties: HashMap::new(),
             pairs: HashMap::new(),
+            working: 0,
             refused: HashMap::new(),
             orders: VecDeque::new(),
         }
@@ -130,7 +133,7 @@ impl Splices {
 
     /// Pairs that the kernel rewrites.
     pub(super) fn count(&self) -> usize {
-        self.pairs.values().filter(|splice| splice.works).count()
+        self.working
     }
 
     /// Whether the kernel carries this session, or why it does not although it could.
@@ -156,9 +159,10 @@ impl Splices {
         }
         self.drop_party(seat);
         let span = u32::from(ports.end().saturating_sub(*ports.start())) + 1;
-        let mut guess = || u16::try_from(rng.below(span)).map_or(*ports.start(), |n| *ports.start() + n);
+        let mut guess =
+            || u16::try_from(rng.below(span)).map_or_else(|_| *ports.start(), |n| *ports.start() + n);
         let across = beyond.map_or_else(&mut guess, |(port, _)| port);
-        let wanted = known.map(|(_, port, _)| port).or(beyond.map(|(_, port)| port));
+        let wanted = known.map(|(_, port, _)| port).or_else(|| beyond.map(|(_, port)| port));
         let free = |port: &u16| !self.by_gate.contains_key(&(source, *port)) && *port != across;
         let port = wanted.into_iter().chain(std::iter::repeat_with(guess).take(PORT_TRIES)).find(free)?;
         self.by_gate.insert((source, port), seat);
@@ -191,6 +195,7 @@ impl Splices {
         }
         let number = number_of(seat.slot);
         if let Some(old) = self.pairs.insert(seat.slot, Splice { pair, works: false }) {
+            self.working -= usize::from(old.works);
             self.orders.push_back(Order::Release { number, pair: old.pair });
         }
         self.orders.push_back(Order::Splice { number, pair });
@@ -202,10 +207,12 @@ impl Splices {
         let slot = usize::try_from(number).unwrap_or(usize::MAX);
         let Some(splice) = self.pairs.get_mut(&slot) else { return };
         if !done {
+            self.working -= usize::from(splice.works);
             self.pairs.remove(&slot);
             self.refused.insert(slot, Why::Refused);
             return;
         }
+        self.working += usize::from(!splice.works);
         splice.works = true;
         let pair = splice.pair;
         for (to, packet) in pair.answers(self.max_segment(pair.first.to)) {
@@ -234,6 +241,7 @@ impl Splices {
         }
         self.refused.remove(&slot);
         if let Some(splice) = self.pairs.remove(&slot) {
+            self.working -= usize::from(splice.works);
             self.orders.push_back(Order::Release { number: number_of(slot), pair: splice.pair });
         }
     }
