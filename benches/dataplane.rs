@@ -1,5 +1,7 @@
 //! The steps of the data plane, each alone: `make bench-micro`. What they cost together is `make bench`'s to say.
 
+#![allow(clippy::panic, reason = "a bench that cannot run fails by panicking")]
+
 use std::hint::black_box;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;

@@ -31,7 +31,7 @@ fn examine(helper: Helper, names: &[&str]) {
     if let Some(problem) = tools::missing() {
         return say(&format!("NOT RUN: discovery: {problem}"));
     }
-    let found = discovery::examine(Path::new(BIN), helper, names, 3).unwrap();
+    let found = discovery::examine(Path::new(BIN), helper, names, 3).expect("the lab works");
     let table: Vec<String> = found.iter().map(discovery::line).collect();
     say(&table.join("\n"));
     assert!(found.iter().all(discovery::is_right), "{}", table.join("\n"));

@@ -78,7 +78,7 @@ impl PathSize {
 
     /// Takes an answer; false if it answers nothing that was asked last.
     pub(super) fn on_answer(&mut self, transaction: TransactionId, mtu: usize, now: Instant) -> bool {
-        if self.again.is_some() || !self.last.is_some_and(|(asked, _)| asked == transaction) {
+        if self.again.is_some() || self.last.is_none_or(|(asked, _)| asked != transaction) {
             return false;
         }
         self.proven = size_of(self.step, mtu);
