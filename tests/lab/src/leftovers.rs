@@ -2,7 +2,7 @@
 //!
 //! `/run/ntl/<id>` appears and goes by a rename, so a lab either has a directory with the record of its owner or none.
 //! Everything else is found by name: namespaces and their `/etc` files start with the lab's prefix, and every program that
-//! a lab starts carries the lab and its owner in its environment ([`MARK`]), so that it is found also before it has
+//! a lab starts carries the lab and its owner in its environment (`MARK`), so that it is found also before it has
 //! entered its namespace. What is on its way in or out has a name with a dot and the process that moves it.
 
 use std::collections::BTreeSet;
