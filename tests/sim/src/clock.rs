@@ -47,6 +47,12 @@ pub fn real() -> Duration {
     since_zero(rustix::time::clock_gettime(ClockId::Monotonic))
 }
 
+/// Processor time that this thread has used: what a busy machine does not change.
+#[must_use]
+pub fn used() -> Duration {
+    since_zero(rustix::time::clock_gettime(ClockId::ThreadCPUTime))
+}
+
 fn since_zero(time: rustix::time::Timespec) -> Duration {
     let part = |n: i64| u64::try_from(n).unwrap_or(0);
     Duration::from_secs(part(time.tv_sec)) + Duration::from_nanos(part(time.tv_nsec))

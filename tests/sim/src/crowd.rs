@@ -226,8 +226,8 @@ impl Crowd {
         let chance = self.rng.below(100);
         let machine = &mut self.world.machines[who.0];
         machine.no_udp = nat.is_some() && chance < 4;
-        // One in fifty hears of everybody; for the others the network is larger than a directory.
-        machine.uninformed = chance % 50 != 49;
+        // In a large crowd one in fifty hears of everybody; for the others the network is larger than a directory.
+        machine.uninformed = self.script.members > 100 && chance % 50 != 49;
         let public = self.world.outside(who);
         let (delay, jitter, loss) = (5 + self.rng.below(45), self.rng.below(4), self.rng.below(3));
         let region = u8::from(self.rng.below(3) == 0);

@@ -14,10 +14,12 @@
 //! | `link` | a member's connection to the broker, dialled and lost |
 //! | [`server`] | the broker and the relays |
 //! | [`crowd`] | thousands of members, and what happens to them |
+//! | [`oracle`] | can these two meet directly? Answered without the product and without the simulation |
 //! | [`trace`] | what happened, as one number |
 //! | [`clock`] | virtual time, also for those who ask the system |
 //!
-//! The tests are in `tests/`: `stories` tells what happens to two members, `crowd` what happens to two thousand.
+//! The tests are in `tests/`: `stories` tells what happens to two members, `pairs` asks the oracle about every pair of NATs,
+//! `chaos` draws small networks and their misfortunes by lot, `crowd` lets two thousand live for ten minutes.
 
 #![allow(clippy::missing_panics_doc, reason = "a test that cannot go on fails")]
 
@@ -27,6 +29,7 @@ mod link;
 pub mod machine;
 pub mod nat;
 pub mod net;
+pub mod oracle;
 pub mod server;
 pub mod trace;
 pub mod world;

@@ -133,7 +133,8 @@ impl Machine {
     pub(crate) fn new(authority: &Authority, name: &str, n: u16, nat: Option<NatId>, now: UnixTime) -> Self {
         let [high, low] = n.to_be_bytes();
         let (mut seed, mut secret) = ([low; 32], [low; 32]);
-        (seed[0], secret[0]) = (high, high);
+        // Not the first byte: X25519 clears some of its bits (RFC 7748 5), and keys would be equal.
+        (seed[1], secret[1]) = (high, high);
         let wg = WgSecret::new(secret);
         let addrs = authority.anchor().overlay_addrs(Ipv4Addr::new(10, 77, high, low));
         let subject = Subject {

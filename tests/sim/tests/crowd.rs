@@ -22,13 +22,14 @@ fn thousands_come_talk_move_and_survive_disasters_and_then_it_is_quiet() {
     } else {
         2000
     };
-    let begun = clock::real();
+    let begun = (clock::real(), clock::used());
     let mut crowd = Crowd::new(Script { members, ..Script::TWO_THOUSAND }, 1);
     crowd.run();
     let trace = crowd.world.trace;
     println!(
-        "{members} members, 10 minutes in {:.1?}: {trace:?}\n{:?}, {} answers, {} introductions",
-        clock::real() - begun,
+        "{members} members, 10 minutes in {:.1?}, {:.1?} of one core: {trace:?}\n{:?}, {} answers, {} introductions",
+        clock::real() - begun.0,
+        clock::used() - begun.1,
         crowd.tally,
         crowd.answers(),
         crowd.introductions(),
