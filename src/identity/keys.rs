@@ -77,11 +77,24 @@ impl WgSecret {
     /// static-static secret, one key per `label` (what for) and `context` (which attempt, which session).
     #[must_use]
     pub fn derive(&self, peer: WgPublic, label: &[u8], context: &[u8]) -> Option<[u8; 32]> {
+        self.derive_all(peer, label, [context]).map(|[key]| key)
+    }
+
+    /// As [`Self::derive`], for several contexts at the price of one Diffie-Hellman.
+    #[must_use]
+    pub fn derive_all<const N: usize>(
+        &self,
+        peer: WgPublic,
+        label: &[u8],
+        contexts: [&[u8]; N],
+    ) -> Option<[[u8; 32]; N]> {
         let shared = self.shared_with(peer)?;
         let prk = ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, label).extract(&shared);
-        let mut key = [0; 32];
-        prk.expand(&[context], ring::hkdf::HKDF_SHA256).and_then(|okm| okm.fill(&mut key)).ok()?;
-        Some(key)
+        let mut keys = [[0; 32]; N];
+        for (key, context) in keys.iter_mut().zip(contexts) {
+            prk.expand(&[context], ring::hkdf::HKDF_SHA256).and_then(|okm| okm.fill(key)).ok()?;
+        }
+        Some(keys)
     }
 }
 

@@ -7,6 +7,8 @@ use std::time::Instant;
 /// because most failures are a lost packet or a peer that was just starting; then polite.
 const LADDER: [Duration; 8] =
     [secs(2), secs(5), secs(10), secs(20), secs(30), secs(60), secs(120), secs(300)];
+/// The longest of these gaps while nothing carries: somebody waits for it.
+const MUTE_FOR: Duration = secs(20);
 /// An introduction without an answer of the broker is given up after this.
 const ASKING_FOR: Duration = secs(5);
 
@@ -69,11 +71,12 @@ impl Effort {
         Self::fresh(now)
     }
 
-    /// It led nowhere: rest, longer each time.
+    /// It led nowhere: rest, longer each time; less long while nothing at all carries.
     #[must_use]
-    pub fn failed(self, now: Instant) -> Self {
+    pub fn failed(self, mute: bool, now: Instant) -> Self {
         let rung = self.rung();
         let gap = LADDER.get(rung).or(LADDER.last()).copied().unwrap_or(secs(300));
+        let gap = if mute { gap.min(MUTE_FOR) } else { gap };
         Self::Resting { until: now + gap, rung: (rung + 1).min(LADDER.len() - 1) }
     }
 
@@ -89,9 +92,9 @@ impl Effort {
 
     /// The broker does not answer: as good as a failure.
     #[must_use]
-    pub fn expire(self, now: Instant) -> Self {
+    pub fn expire(self, mute: bool, now: Instant) -> Self {
         match self {
-            Self::Asking { since, .. } if now >= since + ASKING_FOR => self.failed(now),
+            Self::Asking { since, .. } if now >= since + ASKING_FOR => self.failed(mute, now),
             Self::Resting { .. } | Self::Asking { .. } | Self::Punching { .. } => self,
         }
     }
@@ -125,10 +128,12 @@ mod tests {
         let mut gaps = Vec::new();
         for _ in 0..10 {
             assert!(effort.is_due(effort.deadline().unwrap()));
-            effort = effort.asked(t0).introduced().failed(t0);
+            effort = effort.asked(t0).introduced().failed(false, t0);
             gaps.push((effort.deadline().unwrap() - t0).as_secs());
         }
         assert_eq!(gaps, [2, 5, 10, 20, 30, 60, 120, 300, 300, 300]);
+        let mute = effort.asked(t0).failed(true, t0);
+        assert_eq!(mute.deadline(), Some(t0 + secs(20)), "somebody waits");
         assert!(effort.refreshed(t0).is_due(t0));
     }
 
@@ -137,7 +142,7 @@ mod tests {
     fn a_silent_broker_counts_as_a_failure() {
         let t0 = Instant::now();
         let asking = Effort::fresh(t0).asked(t0);
-        assert_eq!(asking.expire(t0 + secs(4)), asking);
-        assert_eq!(asking.expire(t0 + secs(5)).deadline(), Some(t0 + secs(7)));
+        assert_eq!(asking.expire(false, t0 + secs(4)), asking);
+        assert_eq!(asking.expire(false, t0 + secs(5)).deadline(), Some(t0 + secs(7)));
     }
 }

@@ -167,7 +167,7 @@ impl Path {
     /// The broker, or the way to it, failed; in words.
     pub fn handle_refused(&mut self, why: String, now: Instant) {
         self.trouble = Some(why);
-        self.effort = self.effort.failed(now);
+        self.effort = self.effort.failed(self.carrier.is_none(), now);
     }
 
     /// Something changed that makes old failures meaningless: the peer came online, our network changed.
@@ -329,7 +329,7 @@ impl Path {
     /// Time passed.
     pub fn handle_timeout(&mut self, ctx: &mut Ctx<'_>) {
         let now = ctx.now.instant;
-        self.effort = self.effort.expire(now);
+        self.effort = self.effort.expire(self.carrier.is_none(), now);
         for (_, health) in self.healths_mut() {
             health.expire(now);
         }
@@ -668,7 +668,11 @@ impl Path {
             && !self.streams.is_open()
             && matches!(self.effort, Effort::Punching { .. })
         {
-            self.effort = if direct { self.effort.succeeded(now) } else { self.effort.failed(now) };
+            self.effort = if direct {
+                self.effort.succeeded(now)
+            } else {
+                self.effort.failed(self.carrier.is_none(), now)
+            };
         }
     }
 

@@ -116,12 +116,10 @@ impl PairKeys {
     /// order.
     #[must_use]
     pub fn new(secret: &WgSecret, peer: WgPublic, attempt: AttemptId, side: Side) -> Option<Self> {
-        let key = |sender: Side| {
-            let mut context = attempt.0.to_vec();
-            context.push(sender.number());
-            secret.derive(peer, b"ntcp connectivity check", &context)
-        };
-        Some(Self { attempt, side, send: key(side)?, receive: key(side.other())? })
+        let context = |sender: Side| [&attempt.0[..], &[sender.number()]].concat();
+        let contexts = [&context(side)[..], &context(side.other())];
+        let [send, receive] = secret.derive_all(peer, b"ntcp connectivity check", contexts)?;
+        Some(Self { attempt, side, send, receive })
     }
 
     /// The introduction that these keys belong to.
