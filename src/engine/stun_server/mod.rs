@@ -2,8 +2,8 @@
 //!
 //! UDP: RFC 8489 and RFC 5780, and clients of RFC 3489 ([`crate::stun::discovery_server`]). TCP: the same Binding answers,
 //! and STUNT ([`crate::stunt::server`]). Two addresses and two ports are needed for all tests; what is missing is not
-//! announced. Everything works without privileges but what only CAP_NET_RAW can do: watching the silent port, and forged
-//! answers there.
+//! announced. Everything works without privileges but the silent port, for which some kernels want CAP_NET_ADMIN, and what
+//! only CAP_NET_RAW can do: watching that port, and forged answers there.
 //!
 //! One thread per UDP socket, one for the tap on the silent port, one task per connection, around two values behind locks
 //! that are held for microseconds.
