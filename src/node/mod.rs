@@ -173,6 +173,8 @@ pub struct Node {
     gate: SourceGate,
     peers: Peers,
     directory: Directory,
+    /// Certificates of relays whose signatures were checked, the latest first.
+    relays: Vec<Certificate>,
     routes: Routes,
     link: rendezvous::Link,
     registrations: Vec<Registration>,
@@ -215,6 +217,7 @@ impl Node {
             gate: SourceGate::new(now.instant),
             peers: Peers::default(),
             directory: Directory::default(),
+            relays: Vec::new(),
             routes: Routes::default(),
             link: rendezvous::Link::default(),
             registrations: Vec::new(),

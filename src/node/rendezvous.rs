@@ -48,6 +48,8 @@ const RENEW_EVERY: Duration = Duration::from_secs(3600);
 const CLOCK_DOUBT: Duration = Duration::from_secs(60);
 /// Addresses of the peer to which a handshake's answer goes beside its way through the broker.
 const ANSWERS_DIRECT: usize = 3;
+/// Relays whose certificates are remembered, so that not every introduction checks their signatures again.
+const MAX_RELAYS_KNOWN: usize = 16;
 /// Questions to the broker whose answer is still awaited, at most; the oldest is forgotten first.
 const MAX_PENDING: usize = 1024;
 
@@ -344,12 +346,18 @@ impl Node {
         self.pump(id, now, out);
     }
 
-    fn grants(&self, offers: &[RelayOffer], now: Now) -> Vec<RelayGrant> {
-        let believed = offers.iter().filter_map(|offer| {
-            let certificate = self.believe(&offer.certificate, now).filter(|c| c.subject.roles.relay)?;
-            Some(RelayGrant { certificate, offer: offer.clone() })
-        });
-        believed.collect()
+    fn grants(&mut self, offers: &[RelayOffer], now: Now) -> Vec<RelayGrant> {
+        let mut grants = Vec::with_capacity(offers.len());
+        for offer in offers {
+            let believed = self.believe(&offer.certificate, now).filter(|c| c.subject.roles.relay);
+            let Some(certificate) = believed else { continue };
+            if !self.relays.contains(&certificate) {
+                self.relays.truncate(MAX_RELAYS_KNOWN - 1);
+                self.relays.insert(0, certificate.clone());
+            }
+            grants.push(RelayGrant { certificate, offer: offer.clone() });
+        }
+        grants
     }
 
     fn on_found(&mut self, addr: IpAddr, member: &MemberRecord, now: Now, out: &mut Output) {
@@ -475,8 +483,9 @@ impl Node {
     fn believe(&self, der: &[u8], now: Now) -> Option<Certificate> {
         // A network of thousands tells of each coming and going: a signature that was checked is not checked again.
         let checked = Certificate::parse(der).ok().filter(|certificate| {
-            let known = self.directory.get(&certificate.subject.uri.name);
-            known.is_some_and(|known| known.certificate.der == certificate.der)
+            let member = self.directory.get(&certificate.subject.uri.name);
+            member.is_some_and(|known| known.certificate.der == certificate.der)
+                || self.relays.iter().any(|relay| relay.der == certificate.der)
         });
         let verified = match checked {
             Some(certificate) => certificate.check_time(now.unix).map(|()| certificate),

@@ -74,7 +74,8 @@ pub(crate) enum Arrival {
 struct Entry {
     at: Instant,
     sequence: u64,
-    arrival: Arrival,
+    // In a box: the heap moves its entries about.
+    arrival: Box<Arrival>,
 }
 
 impl PartialEq for Entry {
@@ -281,7 +282,7 @@ impl World {
         if self.queue.peek().is_some_and(|Reverse(entry)| entry.at <= to)
             && let Some(Reverse(entry)) = self.queue.pop()
         {
-            return self.deliver(entry.arrival);
+            return self.deliver(*entry.arrival);
         }
         while let Some((at, who)) = self.alarms.first().copied().filter(|(at, _)| *at <= to) {
             self.alarms.remove(&(at, who));
@@ -308,7 +309,7 @@ impl World {
     pub(crate) fn schedule(&mut self, after: Duration, arrival: Arrival) {
         self.sequence += 1;
         let (at, sequence) = (self.now.instant + after, self.sequence);
-        self.queue.push(Reverse(Entry { at, sequence, arrival }));
+        self.queue.push(Reverse(Entry { at, sequence, arrival: Box::new(arrival) }));
     }
 
     fn deliver(&mut self, arrival: Arrival) {
