@@ -544,6 +544,7 @@ fn parts(
         mtu: usize::from(settings.member.mtu),
         udp: settings.member.udp,
         transport: (settings.member.transport, BTreeMap::new()),
+        directory: settings.member.hosts_file,
         relay: settings.member.relay,
         overlay: vec![own.anchor.prefix.into(), own.anchor.overlay_prefix_v6().into()],
         configured: settings.member.candidates.clone(),

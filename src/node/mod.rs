@@ -132,6 +132,8 @@ pub struct Config {
     pub udp: bool,
     /// Over what peers may be reached directly, and those with a rule of their own.
     pub transport: (path::Transport, BTreeMap<MemberName, path::Transport>),
+    /// Whether to tell who is in the network, as [`Notice::Directory`], at every change.
+    pub directory: bool,
     /// Whether relays may be used.
     pub relay: bool,
     /// The network's IPv4 and IPv6 prefix.

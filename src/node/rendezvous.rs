@@ -271,6 +271,9 @@ impl Node {
     }
 
     pub(super) fn announce_directory(&self, out: &mut Output) {
+        if !self.config.directory {
+            return;
+        }
         let mut all: Vec<_> = self
             .directory
             .iter()
@@ -600,6 +603,7 @@ pub(super) mod tests {
             mtu: 1380,
             udp: true,
             transport: Default::default(),
+            directory: false,
             relay: true,
             overlay: Vec::new(),
             configured: Vec::new(),

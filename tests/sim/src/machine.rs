@@ -399,6 +399,7 @@ impl World {
             mtu: 1380,
             udp: !machine.udp_off,
             transport: Default::default(),
+            directory: false,
             relay: true,
             overlay,
             configured: Vec::new(),
