@@ -318,7 +318,10 @@ impl Node {
         let Some(certificate) = self.believe(&offer.peer.certificate, now) else { return };
         let Some(known) = self.known(certificate, true, now) else { return };
         let name = known.certificate.subject.uri.name.clone();
-        let _ = self.directory.insert(known.clone());
+        let news = self.directory.get(&name).is_none_or(|old| old.addrs != known.addrs);
+        if self.directory.insert(known.clone()) && news {
+            self.announce_directory(out);
+        }
         let id = self.peer_of(&known, now);
         self.peers.introduce(id, offer.attempt);
         if let Some(request) = offer.request {
@@ -365,7 +368,10 @@ impl Node {
 
     fn on_found(&mut self, addr: IpAddr, member: &MemberRecord, now: Now, out: &mut Output) {
         let Some((_, waiting)) = self.unknown.remove(&addr) else { return };
-        let Some((name, _)) = self.learn(member, now, out) else { return };
+        let Some((name, news)) = self.learn(member, now, out) else { return };
+        if news {
+            self.announce_directory(out);
+        }
         let Some(known) = self.directory.get(&name).filter(|known| known.addrs.contains(addr)).cloned()
         else {
             return;
@@ -576,6 +582,36 @@ pub(super) mod tests {
         assert_eq!(asked(&mut node, late + 2 * 3600), None, "young again");
     }
 
+    #[test]
+    fn whoever_is_first_heard_of_by_an_introduction_is_told_of_once() {
+        let (authority, wg) = (authority(), WgSecret::generate());
+        let mut node = node(&authority, &SigningKey::generate(), &WgSecret::generate());
+        node.config.directory = true;
+        let bert =
+            certificate_of("bert", "10.77.0.2", &authority, &SigningKey::generate(), wg.public(), SIGNED);
+        let peer =
+            MemberRecord { certificate: bert.der, online: true, last_seen: UnixTime::from_secs(SIGNED) };
+        let offer = Offer {
+            attempt: crate::base::id::AttemptId([1; 16]),
+            request: None,
+            peer: peer.clone(),
+            candidates: Vec::new(),
+            profile: Default::default(),
+            relays: Vec::new(),
+            noise: Vec::new(),
+        };
+        for (what, message, told) in [
+            ("introduced", FromBroker::Offer(offer.clone()), true),
+            ("introduced again", FromBroker::Offer(offer), false),
+            ("then it changed", FromBroker::Changed(peer), false),
+        ] {
+            let mut out = Output::default();
+            node.handle_broker(message, at(SIGNED), &mut out);
+            let names = |notice: &Notice| matches!(notice, Notice::Directory(all) if all.len() == 2);
+            assert_eq!(out.notices.iter().any(names), told, "{what}");
+        }
+    }
+
     fn asked(node: &mut Node, unix: u64) -> Option<RequestId> {
         let mut out = Output::default();
         let registered = Registered {
@@ -625,11 +661,22 @@ pub(super) mod tests {
         wg: crate::identity::keys::WgPublic,
         from: u64,
     ) -> Certificate {
+        certificate_of("anna", "10.77.0.9", authority, key, wg, from)
+    }
+
+    fn certificate_of(
+        name: &str,
+        addr: &str,
+        authority: &Authority,
+        key: &SigningKey,
+        wg: crate::identity::keys::WgPublic,
+        from: u64,
+    ) -> Certificate {
         let anchor = authority.anchor();
         let subject = Subject {
-            uri: format!("ntcp://{}/anna", anchor.network).parse().unwrap(),
+            uri: format!("ntcp://{}/{name}", anchor.network).parse().unwrap(),
             roles: Roles::MEMBER,
-            addrs: Some(anchor.overlay_addrs("10.77.0.9".parse().unwrap())),
+            addrs: Some(anchor.overlay_addrs(addr.parse().unwrap())),
             groups: Vec::new(),
             wg,
         };
