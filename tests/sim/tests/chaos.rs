@@ -7,13 +7,21 @@ use ntcp_sim::crowd::Script;
 use ntcp_sim::ms;
 use ntcp_sim::secs;
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 /// Datagrams that a member and those who answer it send in a minute for each friend, introductions apart: registrations,
 /// probes and refreshes of paths, questions and answers.
 const UPKEEP: u64 = 400;
 
+/// The same lots at every run, so that a change of the program and not chance decides; `PROPTEST_CASES` draws more of them.
+fn config() -> ProptestConfig {
+    let usual = ProptestConfig::default();
+    let cases = if usual.cases == 256 { 6 } else { usual.cases };
+    ProptestConfig { cases, rng_seed: RngSeed::Fixed(5), failure_persistence: None, ..usual }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 6, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn in_the_end_all_who_can_talk_do_without_a_storm_and_without_a_leak(
