@@ -5,6 +5,7 @@
 //! entry to entry.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -80,8 +81,14 @@ enum Event {
     Leaves(Who),
     Moves(Who),
     Reboots(NatId),
-    CutOff(Who, bool),
-    Asks { who: Who, of: Who, left: u32 },
+    CutOff(Who),
+    /// The line of a site is mended.
+    Mended(IpAddr),
+    Asks {
+        who: Who,
+        of: Who,
+        left: u32,
+    },
     Rests(Who),
     Incident,
     Broker(bool),
@@ -158,7 +165,7 @@ impl Crowd {
         let diary = std::mem::take(&mut self.diary);
         for event in diary.into_values() {
             match event {
-                Event::Comes(_) | Event::CutOff(_, false) | Event::Broker(true) | Event::Relay(_, true) => {
+                Event::Comes(_) | Event::Mended(_) | Event::Broker(true) | Event::Relay(_, true) => {
                     self.happens(event);
                 }
                 Event::Split(false) => self.happens(event),
@@ -278,14 +285,15 @@ impl Crowd {
                 self.tally.rebooted += 1;
                 self.world.net.nats[nat.0].reboot();
             }
-            Event::CutOff(who, cut) => {
-                self.tally.cut_off += u64::from(cut);
-                self.world.cut_off(who, cut);
-                if cut {
-                    let back = now + secs(2) + self.within(secs(50));
-                    self.note(back, Event::CutOff(who, false));
-                }
+            Event::CutOff(who) => {
+                self.tally.cut_off += 1;
+                // Whoever is cut off may be elsewhere by the time the line is mended.
+                let line = self.world.outside(who);
+                self.world.cut_line(line, true);
+                let back = now + secs(2) + self.within(secs(50));
+                self.note(back, Event::Mended(line));
             }
+            Event::Mended(line) => self.world.cut_line(line, false),
             Event::Asks { who, of, left } => self.asks(who, of, left),
             Event::Rests(who) => self.begins(who),
             Event::Incident => self.incident(),
@@ -315,7 +323,7 @@ impl Crowd {
             0..4 => Event::Leaves(who),
             4..7 => Event::Moves(who),
             7..9 => Event::Reboots(one_of(&self.nats, &mut self.rng)),
-            _ => Event::CutOff(who, true),
+            _ => Event::CutOff(who),
         };
         self.happens(event);
     }

@@ -1,5 +1,6 @@
 //! The connection of a member to the broker, as the engine keeps it: dialled, lost, dialled again.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ntcp_overlay::base::schedule::Backoff;
@@ -70,7 +71,11 @@ impl World {
 
     /// A machine's site loses, or gets back, its connection to everything outside.
     pub fn cut_off(&mut self, who: Who, cut: bool) {
-        let public = self.outside(who);
+        self.cut_line(self.outside(who), cut);
+    }
+
+    /// The same for the site at a public address, whoever is there by then.
+    pub(crate) fn cut_line(&mut self, public: IpAddr, cut: bool) {
         self.net.link(public).up = !cut;
         let here = |world: &Self, other: &Who| world.outside(*other) == public;
         let all: Vec<Who> = (0..self.machines.len()).map(Who).filter(|other| here(self, other)).collect();
