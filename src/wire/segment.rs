@@ -7,41 +7,24 @@
 
 use std::net::SocketAddrV4;
 
+use super::ip;
+use super::ip::emit;
 use crate::base::cursor::Writer;
 
 /// Bytes of it.
 pub const LEN: usize = 20;
 /// What it says of the receiver's room: the largest that needs no scaling.
 const WINDOW: u16 = u16::MAX;
-/// TCP's number among the protocols over IP.
-const PROTOCOL: u16 = 6;
+/// Bytes of an IPv4 header without options, which the kernel writes itself.
+const IP_HEADER: usize = 20;
 
 /// The bytes, with a right checksum.
 #[must_use]
 pub fn emit(from: SocketAddrV4, to: SocketAddrV4, sequence: u32, acknowledgment: u32, flags: u8) -> Vec<u8> {
-    let write = |checksum: u16| {
-        let mut writer = Writer::new();
-        writer.u16(from.port()).u16(to.port()).u32(sequence).u32(acknowledgment);
-        writer.u8(5 << 4).u8(flags).u16(WINDOW).u16(checksum).u16(0);
-        writer.finish()
-    };
-    let mut pseudo = Writer::new();
-    pseudo.put(&from.ip().octets()).put(&to.ip().octets()).u16(PROTOCOL).u16(20).put(&write(0));
-    write(!folded(pseudo.as_slice()))
-}
-
-/// The ones' complement sum of 16-bit words (RFC 1071).
-fn folded(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks(2).map(|pair| match pair {
-        [high, low] => u32::from(u16::from_be_bytes([*high, *low])),
-        [high] => u32::from(*high) << 8,
-        _ => 0,
-    });
-    let mut sum: u32 = words.sum();
-    while sum > u32::from(u16::MAX) {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    u16::try_from(sum).unwrap_or(u16::MAX)
+    let mut tcp = Writer::new();
+    tcp.u16(from.port()).u16(to.port()).u32(sequence).u32(acknowledgment);
+    tcp.u8(5 << 4).u8(flags).u16(WINDOW).u16(0).u16(0);
+    emit::packet((*from.ip()).into(), (*to.ip()).into(), ip::TCP, 0, tcp, 16).split_off(IP_HEADER)
 }
 
 #[cfg(test)]
@@ -55,6 +38,6 @@ mod tests {
         assert_eq!(bytes.len(), LEN);
         assert_eq!(bytes[..16], [0x12, 0x34, 0, 80, 1, 2, 3, 4, 5, 6, 7, 8, 0x50, 0x12, 0xff, 0xff]);
         let pseudo = [&[192, 0, 2, 1, 198, 51, 100, 7, 0, 6, 0, 20][..], &bytes].concat();
-        assert_eq!(folded(&pseudo), 0xffff);
+        assert_eq!(emit::checksum(&[&pseudo]), 0);
     }
 }

@@ -23,6 +23,7 @@ use super::WireError;
 use super::ip;
 use super::ip::Fragment;
 use super::ip::Packet;
+use super::ip::emit;
 use crate::base::cursor::Reader;
 use crate::base::cursor::Writer;
 
@@ -167,7 +168,7 @@ impl Syn {
         let mut tcp = Writer::new();
         tcp.u16(self.to.port()).u16(self.from.port()).u32(other.isn).u32(self.isn.wrapping_add(1));
         tcp.u8(words << 4).u8(SYN | ACK | ecn).u16(other.window).u16(0).u16(0).put(&options);
-        (self.from.ip(), packet(self.to.ip(), self.from.ip(), ip::TCP, tcp, 16))
+        (self.from.ip(), emit::packet(self.to.ip(), self.from.ip(), ip::TCP, TTL, tcp, 16))
     }
 }
 
@@ -217,14 +218,15 @@ impl TooBig {
     pub fn passed_on(&self, source: SocketAddr, gate: SocketAddr) -> (IpAddr, Vec<u8>) {
         let mut inner = Writer::new();
         inner.u16(source.port()).u16(gate.port()).u32(self.seq);
-        let inner = packet(source.ip(), gate.ip(), ip::TCP, inner, usize::MAX);
+        // The beginning of a segment has no checksum.
+        let inner = emit::packet(source.ip(), gate.ip(), ip::TCP, TTL, inner, usize::MAX);
         let (protocol, (kind, code)) = match source.ip() {
             IpAddr::V4(_) => (ip::ICMP, FRAGMENTATION_NEEDED),
             IpAddr::V6(_) => (ip::ICMPV6, PACKET_TOO_BIG),
         };
         let mut icmp = Writer::new();
         icmp.u8(kind).u8(code).u16(0).u16(0).u16(self.mtu).put(&inner);
-        (source.ip(), packet(gate.ip(), source.ip(), protocol, icmp, 2))
+        (source.ip(), emit::packet(gate.ip(), source.ip(), protocol, TTL, icmp, 2))
     }
 }
 
@@ -261,63 +263,6 @@ fn quoted(bytes: &[u8]) -> Result<(SocketAddr, SocketAddr, u32), WireError> {
     Ok((SocketAddr::new(source, from), SocketAddr::new(destination, to), seq))
 }
 
-/// Puts an IP header before `payload`, whose checksum stands at `checksum_at` (outside of it: it has none).
-fn packet(from: IpAddr, to: IpAddr, protocol: u8, mut payload: Writer, checksum_at: usize) -> Vec<u8> {
-    let len = u16::try_from(payload.len()).unwrap_or(u16::MAX);
-    let mut pseudo = Writer::new();
-    let mut header = Writer::new();
-    match (from, to) {
-        (IpAddr::V4(from), IpAddr::V4(to)) => {
-            header
-                .u8(0x45)
-                .u8(0)
-                .u16(20_u16.saturating_add(len))
-                .u16(0)
-                .u16(0x4000)
-                .u8(TTL)
-                .u8(protocol)
-                .u16(0);
-            header.put(&from.octets()).put(&to.octets());
-            let sum = checksum(&[header.as_slice()]);
-            header.patch_u16(10, sum);
-            pseudo.put(&from.octets()).put(&to.octets()).u16(u16::from(protocol)).u16(len);
-        }
-        _ => {
-            let [from, to] = [from, to].map(|ip| match ip {
-                IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-                IpAddr::V6(v6) => v6.octets(),
-            });
-            header.u32(0x6000_0000).u16(len).u8(protocol).u8(TTL).put(&from).put(&to);
-            pseudo.put(&from).put(&to).u16(u16::from(protocol)).u16(len);
-        }
-    }
-    if checksum_at < payload.len() {
-        let parts = if protocol == ip::ICMP { Vec::new() } else { pseudo.finish() };
-        let sum = checksum(&[&parts, payload.as_slice()]);
-        payload.patch_u16(checksum_at, sum);
-    }
-    header.put(payload.as_slice());
-    header.finish()
-}
-
-/// The Internet checksum (RFC 1071) over parts of even length, the last one may be odd.
-fn checksum(parts: &[&[u8]]) -> u16 {
-    let mut sum: u64 = 0;
-    for part in parts {
-        let mut reader = Reader::new(part);
-        while let Ok(word) = reader.u16() {
-            sum += u64::from(word);
-        }
-        if let Ok(last) = reader.u8() {
-            sum += u64::from(last) << 8;
-        }
-    }
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !u16::try_from(sum).unwrap_or(0)
-}
-
 /// Packets for tests.
 #[cfg(test)]
 pub(crate) mod testing {
@@ -329,7 +274,7 @@ pub(crate) mod testing {
         let mut tcp = Writer::new();
         tcp.u16(from.port()).u16(to.port()).u32(isn).u32(0).u8(10 << 4).u8(flags).u16(64240).u16(0).u16(0);
         tcp.put(&[2, 4, 0x05, 0xb4, 4, 2, 8, 10]).u32(stamp).u32(0).put(&[1, 3, 3, 7]);
-        packet(from.ip(), to.ip(), ip::TCP, tcp, 16)
+        emit::packet(from.ip(), to.ip(), ip::TCP, TTL, tcp, 16)
     }
 }
 
@@ -446,11 +391,11 @@ mod tests {
             // As the router writes it: about a segment from the relay to b.
             let mut inner = Writer::new();
             inner.u16(relay.port()).u16(b.port()).u32(7);
-            let inner = packet(relay.ip(), b.ip(), ip::TCP, inner, usize::MAX);
+            let inner = emit::packet(relay.ip(), b.ip(), ip::TCP, TTL, inner, usize::MAX);
             let (protocol, kind) = if a.is_ipv4() { (ip::ICMP, 0x0304) } else { (ip::ICMPV6, 0x0200) };
             let mut icmp = Writer::new();
             icmp.u16(kind).u16(0).u16(0).u16(1400).put(&inner);
-            let told = packet(router.parse().unwrap(), relay.ip(), protocol, icmp, 2);
+            let told = emit::packet(router.parse().unwrap(), relay.ip(), protocol, TTL, icmp, 2);
             assert_eq!(TooBig::parse(&told), Ok(heard));
             for n in 0..told.len() {
                 assert!(TooBig::parse(&told[..n]).is_err(), "cut at {n}");
@@ -482,6 +427,6 @@ mod tests {
             };
             pseudo.u16(u16::from(packet.protocol())).u16(u16::try_from(packet.payload().len()).unwrap());
         }
-        checksum(&[pseudo.as_slice(), packet.payload()]) == 0
+        emit::checksum(&[pseudo.as_slice(), packet.payload()]) == 0
     }
 }
