@@ -25,6 +25,8 @@ pub mod request;
 pub mod routes;
 mod snapshot;
 pub mod status;
+mod streams;
+mod upkeep;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -42,10 +44,7 @@ use crate::base::id::StreamId;
 use crate::base::rng::Rng;
 use crate::base::rng::Seed;
 use crate::base::time::Now;
-use crate::base::transmit::Bound;
-use crate::base::transmit::StreamEvent;
 use crate::base::transmit::StreamOrder;
-use crate::base::transmit::Via;
 use crate::identity::certificate::Certificate;
 use crate::identity::certificate::TrustAnchor;
 use crate::identity::keys::WgPublic;
@@ -80,11 +79,9 @@ use crate::path::Path;
 use crate::punch::plan;
 use crate::punch::tcp::Ready;
 use crate::tunnel::gate::SourceGate;
-use crate::tunnel::session::HANDSHAKE_LEN;
 use crate::tunnel::session::Keys;
 use crate::tunnel::session::Session;
 use crate::tunnel::session::SessionIndex;
-use crate::tunnel::session::Tick;
 use crate::wire::broker::Register;
 use crate::wire::broker::ToBroker;
 
@@ -92,8 +89,6 @@ use crate::wire::broker::ToBroker;
 const TICK: Duration = Duration::from_millis(250);
 /// How often certificates are looked at again.
 const AUDIT: Duration = Duration::from_secs(30);
-/// Peers that are kept although nothing was exchanged with them lately; each costs some KiB and a look four times a second.
-const MAX_IDLE_PEERS: usize = 128;
 
 /// Ports at which a member can be met; 0 where there is none.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -294,76 +289,6 @@ impl Node {
         if candidates != self.forwarded {
             self.forwarded = candidates;
             self.announce_candidates(out);
-        }
-    }
-
-    /// Something happened to a stream.
-    pub fn handle_stream(
-        &mut self,
-        id: StreamId,
-        event: StreamEvent<'_>,
-        from: SocketAddr,
-        now: Now,
-        out: &mut Output,
-    ) {
-        let owner = self.streams.get(&id).copied().flatten();
-        let news = match event {
-            StreamEvent::Frame(bytes) => return self.handle_frame(id, owner, from, bytes, now, out),
-            StreamEvent::Opened => Ok(()),
-            StreamEvent::Closed(gone) => {
-                self.streams.remove(&id);
-                Err(gone)
-            }
-        };
-        let Some(owner) = owner else { return };
-        self.with_path(owner, now, out, |path, ctx| path.handle_stream(id, news, ctx));
-        self.pump(owner, now, out);
-    }
-
-    /// A stream came in at a port of ours: the one of an attempt, or the listener that is always open. Nobody answers it
-    /// before an authentic check came by it.
-    pub fn handle_accepted(
-        &mut self,
-        id: StreamId,
-        port: Option<PortId>,
-        from: SocketAddr,
-        now: Now,
-        out: &mut Output,
-    ) {
-        let owner = port.and_then(|port| Some((port, self.ports.get(&port).copied()?)));
-        if let Some((port, owner)) = owner {
-            self.with_path(owner, now, out, |path, _| path.handle_accepted(id, port, from));
-        }
-        // Whose it is, only a check will tell.
-        self.streams.insert(id, None);
-    }
-
-    /// What an order to bind a port gave.
-    pub fn handle_bound(&mut self, port: PortId, bound: Bound, now: Now, out: &mut Output) {
-        let Some(owner) = self.ports.get(&port).copied() else { return };
-        self.with_path(owner, now, out, |path, ctx| path.handle_bound(port, bound, ctx));
-        self.pump(owner, now, out);
-    }
-
-    /// A message on a stream. A stranger has one to prove that it is a peer.
-    fn handle_frame(
-        &mut self,
-        id: StreamId,
-        owner: Option<PeerId>,
-        from: SocketAddr,
-        bytes: &mut [u8],
-        now: Now,
-        out: &mut Output,
-    ) {
-        if let Some(owner) = owner
-            && self.with_path(owner, now, out, |path, ctx| path.handle_frame(id, bytes, ctx)) == Some(true)
-        {
-            return self.pump(owner, now, out);
-        }
-        self.handle_message(Via::Stream(id), from, bytes, now, out);
-        if self.streams.get(&id) == Some(&None) {
-            self.streams.remove(&id);
-            out.orders.push_back(Order::Stream(StreamOrder::Close(id)));
         }
     }
 
@@ -586,82 +511,6 @@ impl Node {
         leg.is_some()
     }
 
-    fn tick_sessions(&mut self, now: Now, out: &mut Output) {
-        let mut buffer = [0; HANDSHAKE_LEN];
-        for id in self.peers.ids() {
-            let Some(peer) = self.peers.get_mut(id) else { continue };
-            match peer.session.tick(&mut buffer) {
-                Tick::Send(n) => {
-                    let leg = peer.leg();
-                    if let (Some(leg), Some(message)) = (leg, buffer.get(..n)) {
-                        leg.push(&mut out.outbox, message);
-                        if let Some(path) = peer.path_mut() {
-                            path.handle_sent(leg, now.instant);
-                        }
-                    }
-                }
-                Tick::Quiet | Tick::Expired => {}
-            }
-        }
-    }
-
-    /// Certificates end and are taken back while sessions run.
-    fn audit_certificates(&mut self, now: Now, out: &mut Output) {
-        // Their signatures were checked when they came; only time and revocation can change what they are worth.
-        let revocations = &self.revocations;
-        let believed = |certificate: &Certificate| {
-            !revocations.contains(&certificate.serial) && now.unix <= certificate.not_after
-        };
-        let doomed: Vec<PeerId> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| matches!(&peer.kind, Kind::Mesh(mesh) if !believed(&mesh.certificate)))
-            .map(|(id, _)| id)
-            .collect();
-        let gone = self.directory.retain(|known| believed(&known.certificate));
-        for id in doomed {
-            self.routes.remove(id);
-            if let Some(mut peer) = self.peers.remove(id) {
-                tracing::info!(peer = %peer.name, "dropped: its certificate is no longer valid");
-                peer.close(now.instant, out);
-            }
-        }
-        if !gone.is_empty() {
-            self.announce_directory(out);
-        }
-        if revocations_name(&self.revocations, &self.me.certificate) {
-            out.notices.push_back(Notice::Expelled(
-                "this machine's certificate was revoked: ask the network's admin for a new invite".to_owned(),
-            ));
-        }
-        self.renew(now, out);
-    }
-
-    /// Peers that nothing was exchanged with lately keep their figures and their session for a while; with too many of
-    /// them those go whose session is the oldest. All of it comes back when it is needed.
-    fn forget_idle_peers(&mut self, now: Now, out: &mut Output) {
-        let pinged = |id: PeerId| self.pings.iter().any(|ping| ping.peer == id);
-        let is_idle = |peer: &Peer| match &peer.kind {
-            Kind::Mesh(mesh) => {
-                !mesh.path.is_active(now.instant) && mesh.path.leg().is_none() && !peer.has_kept()
-            }
-            Kind::Stock { .. } => false,
-        };
-        let mut idle: Vec<(Duration, PeerId)> = self
-            .peers
-            .iter()
-            .filter(|(id, peer)| is_idle(peer) && !pinged(*id))
-            .map(|(id, peer)| (peer.session.last_handshake().unwrap_or(Duration::MAX), id))
-            .collect();
-        idle.sort_unstable();
-        for (_, id) in idle.into_iter().skip(MAX_IDLE_PEERS) {
-            self.routes.remove(id);
-            if let Some(mut peer) = self.peers.remove(id) {
-                peer.close(now.instant, out);
-            }
-        }
-    }
-
     /// Where others may try to reach us. The broker adds what it sees itself.
     fn candidates(&self) -> Vec<Candidate> {
         let of = |transport: Transport, kind: CandidateKind| {
@@ -709,8 +558,4 @@ impl Peer {
             }
         }
     }
-}
-
-fn revocations_name(list: &RevocationList, certificate: &Certificate) -> bool {
-    list.contains(&certificate.serial)
 }

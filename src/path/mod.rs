@@ -14,6 +14,7 @@
 //! * The relay stays bound while there is traffic, so falling back costs a probe timeout and no introduction.
 //! * At most 8 direct ways, 3 relay sessions and [`MAX_INTRODUCTIONS`] introductions.
 
+mod checks;
 pub mod effort;
 pub mod health;
 pub mod leg;
@@ -23,15 +24,13 @@ mod splice;
 mod streams;
 mod terms;
 mod ways;
+mod why;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 use std::time::Instant;
 
-use crate::base::id::AttemptId;
-use crate::base::id::PortId;
 use crate::base::id::StreamId;
-use crate::base::transmit::Bound;
 use crate::base::transmit::Gone;
 use crate::base::transmit::StreamOrder;
 use crate::base::transmit::Via;
@@ -45,12 +44,10 @@ use crate::path::relays::Relays;
 use crate::path::streams::Streams;
 use crate::path::ways::Ways;
 use crate::punch::attempt::Attempt;
-use crate::punch::keys::Check;
 use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
 use crate::punch::keys::Seen;
 use crate::punch::plan;
-use crate::punch::tcp;
 use crate::wire::stun;
 use crate::wire::stun::TransactionId;
 
@@ -219,42 +216,6 @@ impl Path {
         self.drive(ctx);
     }
 
-    /// A connectivity check that claims to belong to one of our introductions came by `leg`. False if it is forged.
-    pub fn handle_check(
-        &mut self,
-        leg: Leg,
-        received: &stun::Received<'_>,
-        attempt: AttemptId,
-        ctx: &mut Ctx<'_>,
-    ) -> bool {
-        let Some((keys, check)) = self.judge(attempt, received) else { return false };
-        if !self.is_wanted(leg) {
-            return false;
-        }
-        let now = ctx.now.instant;
-        self.opens_super_packets = received.message.capabilities() & stun::SUPER_PACKETS != 0;
-        match check {
-            Check::Request(transaction) => {
-                self.heard(leg, now);
-                leg.push(ctx.outbox, &keys.success(transaction, leg.to));
-                if !self.relays.owns(leg) {
-                    self.ways.meet(leg, &keys, self.carrier, now);
-                    if let Some(attempt) = self.attempts.iter_mut().find(|a| a.keys().attempt() == attempt)
-                        && matches!(leg.via, Via::Udp(_))
-                    {
-                        attempt.handle_request(leg.to, now);
-                    }
-                }
-            }
-            Check::Success(transaction, _) if self.answered(leg, &keys, transaction, ctx.mtu, now) => {
-                self.heard(leg, now);
-            }
-            Check::Success(..) => return false,
-        }
-        self.drive(ctx);
-        true
-    }
-
     /// A message of a relay's own protocol (answer to a bind). False if none of our sessions waits for it.
     pub fn handle_relay_answer(
         &mut self,
@@ -270,12 +231,6 @@ impl Path {
         known
     }
 
-    /// Whether a stream was opened for this path.
-    #[must_use]
-    pub fn owns_stream(&self, id: StreamId) -> bool {
-        self.relays.owns_stream(id) || self.ways.has_stream(id) || self.streams.owns(id)
-    }
-
     /// A stream that this path had ordered came up (`Ok`), or is gone or never came up (`Err`, in words).
     pub fn handle_stream(&mut self, id: StreamId, news: Result<(), Gone>, ctx: &mut Ctx<'_>) {
         self.streams.handle_stream(id, news.as_ref().copied(), &mut self.numbers, ctx);
@@ -284,45 +239,6 @@ impl Path {
             self.ways.lose_stream(id);
         }
         self.relays.handle_stream(id, news, ctx.now);
-        self.drive(ctx);
-    }
-
-    /// A port that this path had ordered was bound.
-    pub fn handle_bound(&mut self, port: PortId, bound: Bound, ctx: &mut Ctx<'_>) {
-        self.streams.handle_bound(port, bound, ctx);
-        self.drive(ctx);
-    }
-
-    /// A stream came in at a port of this path; false if it has none of this name any more.
-    pub fn handle_accepted(&mut self, id: StreamId, port: PortId, from: SocketAddr) -> bool {
-        self.streams.handle_accepted(id, port, from)
-    }
-
-    /// A message on a stream of this path; false if it is from the peer, to be read by whoever can.
-    pub fn handle_frame(&mut self, id: StreamId, bytes: &[u8], ctx: &mut Ctx<'_>) -> bool {
-        let taken = self.streams.handle_frame(id, bytes, ctx);
-        if taken {
-            self.drive(ctx);
-        }
-        taken
-    }
-
-    /// The peer is ready for a round of TCP punching, and waits for us.
-    pub fn handle_awaited(&mut self, attempt: AttemptId, round: u8, ctx: &mut Ctx<'_>) {
-        self.streams.handle_awaited(attempt, round, ctx);
-        self.drive(ctx);
-    }
-
-    /// Both sides are ready for a round of TCP punching: it starts after `wait`.
-    pub fn handle_go(
-        &mut self,
-        attempt: AttemptId,
-        round: u8,
-        endpoints: Vec<SocketAddr>,
-        wait: Duration,
-        ctx: &mut Ctx<'_>,
-    ) {
-        self.streams.handle_go(attempt, round, endpoints, wait, ctx);
         self.drive(ctx);
     }
 
@@ -367,11 +283,6 @@ impl Path {
             self.streams.forget(id, true);
         }
         self.streams.poll_order().or_else(|| self.relays.poll_order())
-    }
-
-    /// What the broker is to be told for a round of TCP punching.
-    pub fn poll_ready(&mut self) -> Option<(AttemptId, tcp::Ready)> {
-        self.streams.poll_ready()
     }
 
     /// Whether the broker should be asked for an introduction now.
@@ -445,37 +356,6 @@ impl Path {
         wanted.max(self.asked_for.map(|at| at + EXPECTED_WITHIN))
     }
 
-    /// Why the path is not direct, in words, and when the next try is due.
-    #[must_use]
-    pub fn why(&self, now: Instant) -> (Option<String>, Option<Duration>) {
-        if self.is_direct() {
-            return (None, None);
-        }
-        let next = match self.effort {
-            Effort::Resting { until, .. } if self.is_active(now) => {
-                Some(until.saturating_duration_since(now))
-            }
-            Effort::Resting { .. } | Effort::Asking { .. } | Effort::Punching { .. } => None,
-        };
-        let doing = match self.effort {
-            Effort::Asking { .. } => Some("asking the broker for an introduction".to_owned()),
-            Effort::Punching { .. } => Some("checking for a direct path".to_owned()),
-            Effort::Resting { .. } => None,
-        };
-        let failed = self.last_tally.filter(|(_, targets, _)| *targets > 0).map(|(probes, targets, _)| {
-            let addresses = if targets == 1 { "address" } else { "addresses" };
-            format!("no answer to {probes} probes to {targets} {addresses} of the peer: the NATs and firewalls between us let no packet of either side in")
-        });
-        let failed = match (failed, self.streams.failure()) {
-            (Some(udp), Some((dials, _))) if dials > 0 => {
-                Some(format!("{udp}; {dials} TCP connections failed too"))
-            }
-            (None, Some((_, why))) => why.map(|why| format!("no direct TCP connection: {why}")),
-            (udp, _) => udp,
-        };
-        (self.trouble.clone().or(doing).or(failed), next)
-    }
-
     /// One probe of what carries now, for a person who asked; its answer shows in [`Self::quality`] and is known by the
     /// transaction that this returns.
     pub fn probe(&mut self, ctx: &mut Ctx<'_>) -> Option<TransactionId> {
@@ -507,128 +387,6 @@ impl Path {
         self.believed.clear();
         self.carrier = None;
         self.relays.forget(true, None, now);
-    }
-
-    fn judge(&mut self, attempt: AttemptId, received: &stun::Received<'_>) -> Option<(PairKeys, Check)> {
-        let believed = self.believed.iter_mut().find(|b| b.keys.attempt() == attempt)?;
-        let check = believed.keys.judge(received)?;
-        if let Check::Request(request) = check
-            && !believed.seen.accept(request)
-        {
-            return None;
-        }
-        Some((believed.keys.clone(), check))
-    }
-
-    /// Takes the keys of a new introduction; forgets the oldest that nothing uses any more.
-    fn believe(&mut self, keys: PairKeys) {
-        while self.believed.len() >= MAX_INTRODUCTIONS {
-            let in_use = |id: AttemptId| {
-                self.attempts.iter().any(|a| a.keys().attempt() == id)
-                    || self.ways.healths().any(|(_, keys, _)| keys.attempt() == id)
-                    || self.relays.keys().any(|keys| keys.attempt() == id)
-            };
-            let Some(at) = self.believed.iter().position(|b| !in_use(b.keys.attempt())) else { break };
-            self.believed.remove(at);
-        }
-        self.believed.push(Believed { keys, seen: Seen::default() });
-    }
-
-    /// The peer answered by `leg`. False if that answers nothing that we asked there.
-    fn answered(
-        &mut self,
-        leg: Leg,
-        keys: &PairKeys,
-        transaction: TransactionId,
-        mtu: usize,
-        now: Instant,
-    ) -> bool {
-        if self.ways.size_answered(leg, transaction, mtu, now) {
-            return true;
-        }
-        if let Some(health) = self.health_mut(leg)
-            && health.on_answer(transaction, now).is_some()
-        {
-            return true;
-        }
-        if let Some((id, rtt)) = self.streams.handle_success(keys, transaction, now) {
-            if leg.via != Via::Stream(id) {
-                return false;
-            }
-            self.ways.meet(leg, keys, self.carrier, now);
-            if let Some(health) = self.health_mut(leg) {
-                health.on_round_trip(rtt, now);
-            }
-            self.on_direct(now);
-            return true;
-        }
-        let found = self
-            .attempts
-            .iter_mut()
-            .filter(|a| a.keys().attempt() == keys.attempt())
-            .find_map(|a| a.handle_success(transaction, now));
-        // The answer must come from where the question went, or the way is not symmetric (RFC 8445 7.2.5.2.1).
-        let Some(found) = found.filter(|found| found.to == leg.to && !self.relays.owns(leg)) else {
-            return false;
-        };
-        self.ways.meet(leg, keys, self.carrier, now);
-        if let Some(health) = self.health_mut(leg) {
-            health.on_round_trip(found.rtt, now);
-        }
-        self.on_direct(now);
-        true
-    }
-
-    /// A direct way was proven.
-    fn on_direct(&mut self, now: Instant) {
-        self.effort = self.effort.succeeded(now);
-        self.trouble = None;
-        self.last_tally = None;
-    }
-
-    /// An attempt over TCP begins now if UDP cannot be hoped for, and a little later otherwise.
-    fn prepare_streams(&mut self, introduction: &Introduction, keys: &PairKeys, udp: bool, ctx: &Ctx<'_>) {
-        if !ctx.local.tcp || self.transport == Transport::Udp {
-            return;
-        }
-        let blocked = ctx.local.udp_blocked || introduction.profile.udp.passes == Some(false);
-        let start = if udp && !blocked { ctx.now.instant + tcp::HEAD_START } else { ctx.now.instant };
-        let rounds = plan::choose(ctx.profile, &introduction.profile, introduction.side);
-        if let Err(hopeless) = &rounds
-            && (blocked || !udp)
-        {
-            self.trouble = Some(hopeless.to_string());
-        }
-        let plan = tcp::Plan {
-            own: ctx.profile.tcp,
-            public: ctx.local.public.clone(),
-            observer: ctx.observer,
-            targets: plan::tcp_targets(ctx.local, &introduction.candidates),
-            rounds: rounds.unwrap_or_default(),
-        };
-        self.streams.add(tcp::Attempt::new(keys.clone(), plan, start));
-    }
-
-    /// Whether the owner wants traffic there at all.
-    fn is_wanted(&self, leg: Leg) -> bool {
-        self.relays.owns(leg)
-            || match (leg.via, self.transport) {
-                (_, Transport::Auto) => true,
-                (Via::Udp(_), transport) => transport == Transport::Udp,
-                (Via::Stream(_), transport) => transport == Transport::Tcp,
-            }
-    }
-
-    /// With a direct way, attempts at others are over.
-    fn settle_streams(&mut self, now: Instant) {
-        if !self.streams.is_open() {
-            return;
-        }
-        match self.ways.best_proven(self.carrier).map(|leg| leg.via) {
-            Some(Via::Stream(winner)) => self.streams.win(winner, now),
-            Some(Via::Udp(_)) => self.streams.give_up(),
-            None => {}
-        }
     }
 
     /// Sends whatever is due: probes of attempts, of ways, of relay sessions.

@@ -258,10 +258,6 @@ impl Relays {
         sessions.chain(dials).chain(self.reserve.as_ref().map(|reserve| reserve.due)).min()
     }
 
-    pub(super) fn owns_stream(&self, id: StreamId) -> bool {
-        self.sessions.iter().any(|s| s.side.owns_stream(id) || s.splice.stream() == Some(id))
-    }
-
     /// The name of the relay behind `leg`.
     pub(super) fn name_of(&self, leg: Leg) -> Option<&MemberName> {
         self.sessions.iter().find(|session| session.owns(leg)).map(|session| &session.name)

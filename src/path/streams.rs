@@ -17,10 +17,15 @@ use crate::base::transmit::Gone;
 use crate::base::transmit::StreamOrder;
 use crate::base::transmit::Via;
 use crate::path::Ctx;
+use crate::path::Introduction;
+use crate::path::Path;
+use crate::path::Transport;
 use crate::path::leg::Leg;
 use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
 use crate::punch::method::Method;
+use crate::punch::plan;
+use crate::punch::tcp;
 use crate::punch::tcp::Attempt;
 use crate::punch::tcp::Opened;
 use crate::punch::tcp::Ready;
@@ -169,11 +174,6 @@ impl Streams {
         self.attempts.iter().filter_map(Attempt::poll_timeout).min()
     }
 
-    /// Whether a stream is of an attempt.
-    pub(super) fn owns(&self, id: StreamId) -> bool {
-        self.attempts.iter().any(|a| a.owns(id))
-    }
-
     /// Whether something may still come of it.
     pub(super) fn is_open(&self) -> bool {
         self.attempts.iter().any(Attempt::is_open)
@@ -218,4 +218,101 @@ impl Streams {
 /// The leg that a stream to the peer itself is.
 pub(super) const fn stream_leg(id: StreamId, to: SocketAddr) -> Leg {
     Leg { via: Via::Stream(id), to, channel: None }
+}
+
+impl Path {
+    /// A port that this path had ordered was bound.
+    pub fn handle_bound(&mut self, port: PortId, bound: Bound, ctx: &mut Ctx<'_>) {
+        self.streams.handle_bound(port, bound, ctx);
+        self.drive(ctx);
+    }
+
+    /// A stream came in at a port of this path; false if it has none of this name any more.
+    pub fn handle_accepted(&mut self, id: StreamId, port: PortId, from: SocketAddr) -> bool {
+        self.streams.handle_accepted(id, port, from)
+    }
+
+    /// A message on a stream of this path; false if it is from the peer, to be read by whoever can.
+    pub fn handle_frame(&mut self, id: StreamId, bytes: &[u8], ctx: &mut Ctx<'_>) -> bool {
+        let taken = self.streams.handle_frame(id, bytes, ctx);
+        if taken {
+            self.drive(ctx);
+        }
+        taken
+    }
+
+    /// The peer is ready for a round of TCP punching, and waits for us.
+    pub fn handle_awaited(&mut self, attempt: AttemptId, round: u8, ctx: &mut Ctx<'_>) {
+        self.streams.handle_awaited(attempt, round, ctx);
+        self.drive(ctx);
+    }
+
+    /// Both sides are ready for a round of TCP punching: it starts after `wait`.
+    pub fn handle_go(
+        &mut self,
+        attempt: AttemptId,
+        round: u8,
+        endpoints: Vec<SocketAddr>,
+        wait: Duration,
+        ctx: &mut Ctx<'_>,
+    ) {
+        self.streams.handle_go(attempt, round, endpoints, wait, ctx);
+        self.drive(ctx);
+    }
+
+    /// What the broker is to be told for a round of TCP punching.
+    pub fn poll_ready(&mut self) -> Option<(AttemptId, Ready)> {
+        self.streams.poll_ready()
+    }
+
+    /// An attempt over TCP begins now if UDP cannot be hoped for, and a little later otherwise.
+    pub(super) fn prepare_streams(
+        &mut self,
+        introduction: &Introduction,
+        keys: &PairKeys,
+        udp: bool,
+        ctx: &Ctx<'_>,
+    ) {
+        if !ctx.local.tcp || self.transport == Transport::Udp {
+            return;
+        }
+        let blocked = ctx.local.udp_blocked || introduction.profile.udp.passes == Some(false);
+        let start = if udp && !blocked { ctx.now.instant + tcp::HEAD_START } else { ctx.now.instant };
+        let rounds = plan::choose(ctx.profile, &introduction.profile, introduction.side);
+        if let Err(hopeless) = &rounds
+            && (blocked || !udp)
+        {
+            self.trouble = Some(hopeless.to_string());
+        }
+        let plan = tcp::Plan {
+            own: ctx.profile.tcp,
+            public: ctx.local.public.clone(),
+            observer: ctx.observer,
+            targets: plan::tcp_targets(ctx.local, &introduction.candidates),
+            rounds: rounds.unwrap_or_default(),
+        };
+        self.streams.add(Attempt::new(keys.clone(), plan, start));
+    }
+
+    /// Whether the owner wants traffic there at all.
+    pub(super) fn is_wanted(&self, leg: Leg) -> bool {
+        self.relays.owns(leg)
+            || match (leg.via, self.transport) {
+                (_, Transport::Auto) => true,
+                (Via::Udp(_), transport) => transport == Transport::Udp,
+                (Via::Stream(_), transport) => transport == Transport::Tcp,
+            }
+    }
+
+    /// With a direct way, attempts at others are over.
+    pub(super) fn settle_streams(&mut self, now: Instant) {
+        if !self.streams.is_open() {
+            return;
+        }
+        match self.ways.best_proven(self.carrier).map(|leg| leg.via) {
+            Some(Via::Stream(winner)) => self.streams.win(winner, now),
+            Some(Via::Udp(_)) => self.streams.give_up(),
+            None => {}
+        }
+    }
 }

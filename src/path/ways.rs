@@ -131,11 +131,6 @@ impl Ways {
         self.all.retain(|way| way.stream() != Some(id));
     }
 
-    /// Whether a stream is a way.
-    pub(super) fn has_stream(&self, id: StreamId) -> bool {
-        self.all.iter().any(|way| way.stream() == Some(id))
-    }
-
     /// A stream that was a way and is still open.
     pub(super) fn take_dropped(&mut self) -> Option<StreamId> {
         self.dropped.pop()

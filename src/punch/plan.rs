@@ -18,8 +18,8 @@ use crate::punch::method;
 use crate::punch::method::Round;
 use crate::wire::dress::Dress;
 
-/// Addresses of the peer that are dialled over TCP without punching, at most.
-pub const MAX_DIALS: usize = 6;
+/// Addresses at which the peer listens that are dialled, at most.
+pub const MAX_LISTENERS: usize = 6;
 
 /// What a member knows of its own end when it plans.
 #[derive(Clone, Debug, Default)]
@@ -69,7 +69,7 @@ pub fn udp_targets(local: &Local, peer: &[Candidate]) -> Vec<SocketAddr> {
 }
 
 /// The peer's addresses to dial over TCP, where it always listens: no punching there, but one of the two may be able to
-/// reach the other all the same (connection reversal). At most [`MAX_DIALS`], most promising first.
+/// reach the other all the same (connection reversal). At most [`MAX_LISTENERS`], most promising first.
 #[must_use]
 pub fn tcp_targets(local: &Local, peer: &[Candidate]) -> Vec<SocketAddr> {
     let mut fit: Vec<(u8, SocketAddr)> = peer
@@ -79,9 +79,9 @@ pub fn tcp_targets(local: &Local, peer: &[Candidate]) -> Vec<SocketAddr> {
         .filter(|(_, to)| is_outside(local, *to))
         .collect();
     fit.sort_by_key(|(order, _)| *order);
-    let mut targets: Vec<SocketAddr> = Vec::with_capacity(MAX_DIALS);
+    let mut targets: Vec<SocketAddr> = Vec::with_capacity(MAX_LISTENERS);
     for (_, to) in fit {
-        if targets.len() < MAX_DIALS && !targets.contains(&to) {
+        if targets.len() < MAX_LISTENERS && !targets.contains(&to) {
             targets.push(to);
         }
     }
@@ -271,7 +271,7 @@ mod tests {
         let wanted: [SocketAddr; 2] = ["192.168.1.2:5".parse().unwrap(), "[2001:db8::1]:5".parse().unwrap()];
         assert_eq!(tcp_targets(&local(), &peer), wanted);
         let many: Vec<Candidate> = (0..99).map(|i| tcp(&format!("192.0.2.{i}:9"))).collect();
-        assert_eq!(tcp_targets(&local(), &many).len(), MAX_DIALS);
+        assert_eq!(tcp_targets(&local(), &many).len(), MAX_LISTENERS);
     }
 
     fn local() -> Local {

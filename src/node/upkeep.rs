@@ -1,0 +1,95 @@
+//! What time brings to a node: sessions' own timers, certificates that end, peers that nobody needs any more.
+
+use std::time::Duration;
+
+use crate::base::time::Now;
+use crate::identity::certificate::Certificate;
+use crate::node::Node;
+use crate::node::output::Notice;
+use crate::node::output::Output;
+use crate::node::peers::Kind;
+use crate::node::peers::Peer;
+use crate::node::peers::PeerId;
+use crate::tunnel::session::HANDSHAKE_LEN;
+use crate::tunnel::session::Tick;
+
+/// Peers that are kept although nothing was exchanged with them lately; each costs some KiB and a look four times a second.
+const MAX_IDLE_PEERS: usize = 128;
+
+impl Node {
+    pub(super) fn tick_sessions(&mut self, now: Now, out: &mut Output) {
+        let mut buffer = [0; HANDSHAKE_LEN];
+        for id in self.peers.ids() {
+            let Some(peer) = self.peers.get_mut(id) else { continue };
+            match peer.session.tick(&mut buffer) {
+                Tick::Send(n) => {
+                    let leg = peer.leg();
+                    if let (Some(leg), Some(message)) = (leg, buffer.get(..n)) {
+                        leg.push(&mut out.outbox, message);
+                        if let Some(path) = peer.path_mut() {
+                            path.handle_sent(leg, now.instant);
+                        }
+                    }
+                }
+                Tick::Quiet | Tick::Expired => {}
+            }
+        }
+    }
+
+    /// Certificates end and are taken back while sessions run.
+    pub(super) fn audit_certificates(&mut self, now: Now, out: &mut Output) {
+        // Their signatures were checked when they came; only time and revocation can change what they are worth.
+        let revocations = &self.revocations;
+        let believed = |certificate: &Certificate| {
+            !revocations.contains(&certificate.serial) && now.unix <= certificate.not_after
+        };
+        let doomed: Vec<PeerId> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| matches!(&peer.kind, Kind::Mesh(mesh) if !believed(&mesh.certificate)))
+            .map(|(id, _)| id)
+            .collect();
+        let gone = self.directory.retain(|known| believed(&known.certificate));
+        for id in doomed {
+            self.routes.remove(id);
+            if let Some(mut peer) = self.peers.remove(id) {
+                tracing::info!(peer = %peer.name, "dropped: its certificate is no longer valid");
+                peer.close(now.instant, out);
+            }
+        }
+        if !gone.is_empty() {
+            self.announce_directory(out);
+        }
+        if self.revocations.contains(&self.me.certificate.serial) {
+            out.notices.push_back(Notice::Expelled(
+                "this machine's certificate was revoked: ask the network's admin for a new invite".to_owned(),
+            ));
+        }
+        self.renew(now, out);
+    }
+
+    /// Peers that nothing was exchanged with lately keep their figures and their session for a while; with too many of
+    /// them those go whose session is the oldest. All of it comes back when it is needed.
+    pub(super) fn forget_idle_peers(&mut self, now: Now, out: &mut Output) {
+        let pinged = |id: PeerId| self.pings.iter().any(|ping| ping.peer == id);
+        let is_idle = |peer: &Peer| match &peer.kind {
+            Kind::Mesh(mesh) => {
+                !mesh.path.is_active(now.instant) && mesh.path.leg().is_none() && !peer.has_kept()
+            }
+            Kind::Stock { .. } => false,
+        };
+        let mut idle: Vec<(Duration, PeerId)> = self
+            .peers
+            .iter()
+            .filter(|(id, peer)| is_idle(peer) && !pinged(*id))
+            .map(|(id, peer)| (peer.session.last_handshake().unwrap_or(Duration::MAX), id))
+            .collect();
+        idle.sort_unstable();
+        for (_, id) in idle.into_iter().skip(MAX_IDLE_PEERS) {
+            self.routes.remove(id);
+            if let Some(mut peer) = self.peers.remove(id) {
+                peer.close(now.instant, out);
+            }
+        }
+    }
+}

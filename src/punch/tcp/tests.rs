@@ -1,0 +1,250 @@
+//! Stories of one attempt, with a clock that jumps.
+
+use super::*;
+use crate::base::id::AttemptId;
+use crate::base::id::RegistrationId;
+use crate::base::rng::Rng;
+use crate::base::rng::Seed;
+use crate::identity::keys::WgSecret;
+use crate::nat::behavior::Mapping;
+use crate::wire::stun;
+
+#[test]
+fn a_round_looks_tells_dials_and_greets_and_the_first_answered_stream_wins() {
+    let mut story = Story::new(Side::Asking, method::simultaneous::round(&INDEPENDENT));
+    let port = story.bound();
+    let (look, dial) = story.opened_one();
+    assert_eq!((dial.to, dial.from, dial.framing), (BROKER, Some(port), Framing::Stun));
+    story.look_answers(look, "203.0.113.5:4000");
+    let ready = story.attempt.poll_ready().unwrap();
+    assert_eq!(ready.endpoints, [at("203.0.113.5:4000")]);
+    assert_eq!((ready.round, ready.rtt), (1, ms(80)));
+
+    story.go(&["198.51.100.7:5000"], ms(10));
+    assert_eq!(story.orders(), [], "not before the wait is over");
+    story.pass(ms(10));
+    let (punch, dial) = story.opened_one();
+    assert_eq!((dial.to, dial.from, dial.ttl), (at("198.51.100.7:5000"), Some(port), None));
+    let opened = story.with(|a, h| a.handle_opened(punch, h));
+    assert_eq!(opened, Opened::Greet(at("198.51.100.7:5000")));
+    story.attempt.greeted(punch, TransactionId([1; 12]), story.now);
+    assert!(story.attempt.handle_accepted(StreamId(1 << 31), port, at("198.51.100.7:5001")));
+    story.now += ms(40);
+    let won = story.attempt.handle_success(TransactionId([1; 12]), story.now);
+    assert_eq!(won, Some((punch, ms(40))));
+    story.attempt.win(punch, story.now);
+    let closed = [look, StreamId(1 << 31)].map(StreamOrder::Close);
+    let mut orders = story.orders();
+    orders.sort_by_key(|order| format!("{order:?}"));
+    assert_eq!(orders, [closed[0], closed[1], StreamOrder::Unbind(port)]);
+    assert!(story.attempt.is_over());
+}
+
+#[test]
+fn the_side_that_was_asked_leaves_the_choice_to_the_other_and_closes_what_was_never_answered() {
+    let mut story = Story::new(Side::Asked, method::simultaneous::round(&INDEPENDENT));
+    story.until_dialling(&["198.51.100.7:5000", "198.51.100.8:5000"]);
+    let dials = story.opened();
+    let [(one, _), (two, _)] = dials[..] else { panic!("{dials:?}") };
+    for (n, id) in [(1, one), (2, two)] {
+        story.with(|a, h| a.handle_opened(id, h));
+        story.attempt.greeted(id, TransactionId([n; 12]), story.now);
+    }
+    assert!(story.attempt.handle_success(TransactionId([1; 12]), story.now).is_some());
+    story.attempt.win(one, story.now);
+    assert!(!story.orders().contains(&StreamOrder::Close(two)), "the other side may prefer it");
+    story.pass(SETTLED_AFTER);
+    assert_eq!(story.orders(), [StreamOrder::Close(two)]);
+    assert!(story.attempt.is_over());
+}
+
+#[test]
+fn a_refused_dial_is_made_again_a_few_times_and_then_another_round_begins() {
+    let mut story = Story::new(Side::Asking, method::simultaneous::round(&INDEPENDENT));
+    story.until_dialling(&["198.51.100.7:5000"]);
+    for _ in 0..MAX_TRIES {
+        let (id, _) = story.opened_one();
+        let gone = Gone::new(Why::Refused, "refused");
+        story.with(|a, h| a.handle_closed(id, &gone, h));
+        story.next();
+    }
+    let orders = story.orders();
+    assert!(orders.iter().any(|order| matches!(order, StreamOrder::Unbind(_))), "{orders:?}");
+    assert!(matches!(orders.last(), Some(StreamOrder::Bind(_))), "a fresh port: {orders:?}");
+}
+
+#[test]
+fn a_low_first_ttl_is_raised_before_the_kernel_sends_again() {
+    let mut story = Story::new(Side::Asking, method::low_ttl::round(&INDEPENDENT, Some(2)));
+    story.until_dialling(&["198.51.100.7:5000"]);
+    let (id, dial) = story.opened_one();
+    assert_eq!(dial.ttl, Some(3), "one more than the routers up to our own NAT");
+    story.pass(ms(899));
+    assert_eq!(story.orders(), []);
+    story.pass(ms(1));
+    assert_eq!(story.orders(), [StreamOrder::RaiseTtl(id)]);
+}
+
+#[test]
+fn whoever_listens_in_stunt_2_gives_its_syn_up_and_keeps_the_port() {
+    let mut story = Story::new(Side::Asked, method::stunt2::round(&INDEPENDENT, Side::Asked));
+    story.until_dialling(&["198.51.100.7:5000"]);
+    let (id, _) = story.opened_one();
+    story.pass(ms(100));
+    assert_eq!(story.orders(), [StreamOrder::Close(id)]);
+}
+
+#[test]
+fn whoever_is_awaited_begins_at_once_and_catches_up() {
+    let round = method::simultaneous::round(&INDEPENDENT);
+    let mut story = Story::new(Side::Asked, round);
+    story.attempt.stage = Stage::Waiting { until: story.now + ms(600) };
+    story.with(|a, h| a.handle_awaited(1, h));
+    let StreamOrder::Bind(first) = story.orders()[0] else { panic!("no port") };
+    story.with(|a, h| a.handle_awaited(2, h));
+    let orders = story.orders();
+    assert_eq!(orders[0], StreamOrder::Unbind(first));
+    assert!(matches!(orders[1], StreamOrder::Bind(port) if port != first), "{orders:?}");
+}
+
+#[test]
+fn a_nat_that_steps_is_met_where_it_will_be() {
+    let own = |mapping, step| Behavior { mapping, ports: PortAssignment::Delta(step), ..INDEPENDENT };
+    let seen = at("203.0.113.5:20000");
+    let ports = |own: &Behavior, count| -> Vec<u16> {
+        guesses(seen, own, count).iter().map(SocketAddr::port).collect()
+    };
+    assert_eq!(ports(&INDEPENDENT, 5), [20000]);
+    assert_eq!(ports(&own(Mapping::SessionDependent, 2), 3), [20002, 20004, 20006]);
+    assert_eq!(ports(&own(Mapping::AddressDependent, -1), 2), [19999, 19998]);
+    assert_eq!(guesses(at("203.0.113.5:65534"), &own(Mapping::SessionDependent, 1), 5).len(), 1);
+}
+
+#[test]
+fn an_attempt_that_nobody_takes_part_in_ends() {
+    let mut story = Story::new(Side::Asking, method::simultaneous::round(&INDEPENDENT));
+    story.bound();
+    let (look, _) = story.opened_one();
+    story.look_answers(look, "203.0.113.5:4000");
+    while !story.attempt.is_over() {
+        story.next();
+    }
+    assert_eq!(story.attempt.tally(), (0, Some("the peer does not take part")));
+}
+
+const INDEPENDENT: Behavior = Behavior {
+    passes: Some(true),
+    mapping: Mapping::EndpointIndependent,
+    filtering: crate::nat::behavior::Filtering::AddressAndPortDependent,
+    ports: PortAssignment::Preserved,
+    reaction: crate::nat::behavior::Reaction::Drop,
+    hairpin: None,
+    paired: None,
+    lifetime: None,
+};
+const BROKER: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1)), 6060);
+const KEY: [u8; 32] = [3; 32];
+
+struct Story {
+    attempt: Attempt,
+    now: Instant,
+    rng: Rng,
+    next: u32,
+}
+
+impl Story {
+    /// An attempt that is to begin now, with the same round twice.
+    fn new(side: Side, round: Round) -> Self {
+        #[expect(clippy::disallowed_methods, reason = "a test needs some origin to count from")]
+        let now = Instant::now();
+        let (a, b) = (WgSecret::new([1; 32]), WgSecret::new([2; 32]));
+        let keys = PairKeys::new(&a, b.public(), AttemptId([7; 16]), side).unwrap();
+        let observer = Observer { at: BROKER, registration: RegistrationId(9), key: KEY };
+        let plan = Plan {
+            own: INDEPENDENT,
+            public: Vec::new(),
+            observer: Some(observer),
+            targets: Vec::new(),
+            rounds: vec![round; 2],
+        };
+        let attempt = Attempt::new(keys, plan, now);
+        Self { attempt, now, rng: Rng::new(Seed([0; 32])), next: 1 }
+    }
+
+    fn with<T>(&mut self, act: impl FnOnce(&mut Attempt, &mut Hands<'_>) -> T) -> T {
+        let mut hands = Hands { now: self.now, rng: &mut self.rng, next: &mut self.next };
+        act(&mut self.attempt, &mut hands)
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.with(Attempt::handle_timeout);
+    }
+
+    /// To the next deadline.
+    fn next(&mut self) {
+        if let Some(at) = self.attempt.poll_timeout() {
+            self.now = self.now.max(at);
+            self.with(Attempt::handle_timeout);
+        }
+    }
+
+    fn orders(&mut self) -> Vec<StreamOrder> {
+        std::iter::from_fn(|| self.attempt.poll_order()).collect()
+    }
+
+    fn opened(&mut self) -> Vec<(StreamId, Dial)> {
+        let opened = |order| if let StreamOrder::Open(id, dial) = order { Some((id, dial)) } else { None };
+        self.orders().into_iter().filter_map(opened).collect()
+    }
+
+    fn opened_one(&mut self) -> (StreamId, Dial) {
+        let opened = self.opened();
+        assert_eq!(opened.len(), 1, "{opened:?}");
+        opened[0]
+    }
+
+    fn bound(&mut self) -> PortId {
+        self.pass(Duration::ZERO);
+        let orders = self.orders();
+        let [StreamOrder::Bind(port)] = orders[..] else { panic!("{orders:?}") };
+        self.with(|a, h| a.handle_bound(port, Bound { v4: Some(4000), v6: None }, h));
+        port
+    }
+
+    fn look_answers(&mut self, look: StreamId, mapped: &str) {
+        let Opened::Ask(to, question) = self.with(|a, h| a.handle_opened(look, h)) else {
+            panic!("no question")
+        };
+        assert_eq!(to, BROKER);
+        self.now += ms(80);
+        let question = stun::Received::parse(&question).unwrap();
+        assert!(question.is_authentic(&KEY));
+        let answer = question.message.success().with(stun::Attribute::XorMappedAddress(at(mapped)));
+        let answer = answer.emit(stun::Integrity::Sha256(&KEY));
+        assert!(self.with(|a, h| a.handle_frame(look, &answer, h)));
+    }
+
+    fn go(&mut self, endpoints: &[&str], wait: Duration) {
+        let endpoints = endpoints.iter().map(|endpoint| at(endpoint)).collect();
+        let round = u8::try_from(self.attempt.at + 1).unwrap();
+        self.attempt.handle_go(round, endpoints, wait, self.now);
+        self.with(Attempt::handle_timeout);
+    }
+
+    fn until_dialling(&mut self, endpoints: &[&str]) {
+        self.bound();
+        let (look, _) = self.opened_one();
+        self.look_answers(look, "203.0.113.5:4000");
+        self.attempt.poll_ready().unwrap();
+        self.go(endpoints, Duration::ZERO);
+    }
+}
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
