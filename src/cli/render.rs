@@ -182,6 +182,9 @@ fn details(out: &mut String, status: &Status, now: UnixTime) {
             line(out, &format!("nat for {name}: {text}"));
         }
     }
+    for name in &status.unknown_peers {
+        line(out, &format!("[[peer]] {}: no member of this name was ever heard of", clean(name)));
+    }
     if status.revocations > 0 {
         line(out, &format!("revocations: version {}", status.revocations));
     }

@@ -1,5 +1,6 @@
 //! The way from what was written to what is done: defaults filled in, every value checked.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -87,6 +88,7 @@ impl Settings {
             log: from.log(&file.log)?,
             network: from.network(&file.network, over.network)?,
             member: from.member(&file.member, over.name, over.join, over.hosts_file, around)?,
+            peers: from.peers(file.member.udp.unwrap_or(true))?,
             broker: from.broker(&file.broker, over.advertise)?,
             relay: from.relay(&file.relay)?,
             stun: from.stun(&file.stun)?,
@@ -148,17 +150,6 @@ impl Source<'_> {
         }
         let udp = member.udp.unwrap_or(true);
         let offload = member.offload.unwrap_or(true);
-        let transport = match (member.transport.as_deref(), udp) {
-            (None | Some("auto"), _) => Transport::Auto,
-            (Some("tcp"), _) => Transport::Tcp,
-            (Some("udp"), true) => Transport::Udp,
-            (Some("udp"), false) => {
-                return Err(self.wrong("member.transport", "is \"udp\", but `udp` is false"));
-            }
-            (Some(_), _) => {
-                return Err(self.wrong("member.transport", "must be \"auto\", \"tcp\" or \"udp\""));
-            }
-        };
         Ok(Member {
             name,
             join: join.or_else(|| member.join.as_deref().map(Secret::parse)),
@@ -178,10 +169,36 @@ impl Source<'_> {
             hosts_file: hosts_file || member.hosts_file.unwrap_or(false),
             relay: member.relay.unwrap_or(true),
             udp,
-            transport,
+            transport: self.transport("member.transport", member.transport.as_deref(), udp)?,
             offload,
             udp_offload: member.udp_offload.unwrap_or(offload),
         })
+    }
+
+    fn transport(&self, key: &str, text: Option<&str>, udp: bool) -> Result<Transport, ConfigError> {
+        match (text, udp) {
+            (None | Some("auto"), _) => Ok(Transport::Auto),
+            (Some("tcp"), _) => Ok(Transport::Tcp),
+            (Some("udp"), true) => Ok(Transport::Udp),
+            (Some("udp"), false) => Err(self.wrong(key, "is \"udp\", but `udp` is false")),
+            (Some(_), _) => Err(self.wrong(key, "must be \"auto\", \"tcp\" or \"udp\"")),
+        }
+    }
+
+    fn peers(&self, udp: bool) -> Result<BTreeMap<MemberName, Transport>, ConfigError> {
+        let mut peers = BTreeMap::new();
+        for (index, peer) in self.parsed.file.peer.iter().enumerate() {
+            let key = |name: &str| format!("peer.{index}.{name}");
+            let name: Option<MemberName> = self.parsed(&key("name"), peer.name.as_ref())?;
+            let (Some(name), Some(transport)) = (name, &peer.transport) else {
+                return Err(self.wrong(&format!("peer.{index}"), "needs a `name` and a `transport`"));
+            };
+            let transport = self.transport(&key("transport"), Some(transport), udp)?;
+            if peers.insert(name, transport).is_some() {
+                return Err(self.wrong(&key("name"), "stands in another [[peer]] too: keep one"));
+            }
+        }
+        Ok(peers)
     }
 
     fn proxy(&self, text: Option<&str>, around: &Surroundings<'_>) -> Result<ProxyChoice, ConfigError> {
@@ -390,6 +407,15 @@ impl Source<'_> {
     }
 
     fn peers_are_distinct(&self, settings: &Settings) -> Result<(), ConfigError> {
+        for (index, peer) in self.parsed.file.peer.iter().enumerate() {
+            let named = |name: &MemberName| peer.name.as_deref() == Some(name.as_str());
+            let problem = match settings.wireguard_peers.iter().any(|peer| named(&peer.name)) {
+                true => "is a [[wireguard_peer]]: those are reached over UDP",
+                false if named(&settings.member.name) => "is this machine: name another member",
+                false => continue,
+            };
+            return Err(self.wrong(&format!("peer.{index}.name"), problem));
+        }
         let peers = &settings.wireguard_peers;
         for (index, peer) in peers.iter().enumerate() {
             let before = peers.get(..index).unwrap_or_default();
@@ -489,7 +515,7 @@ impl Source<'_> {
     /// The key and what is wrong with it, at the place of the key.
     fn wrong(&self, key: &str, problem: &str) -> ConfigError {
         let shown = match key.rsplit_once('.') {
-            Some(("wireguard_peer", _)) => "[[wireguard_peer]]".to_owned(),
+            Some((section @ ("peer" | "wireguard_peer"), _)) => format!("[[{section}]]"),
             Some((_, last)) => format!("`{last}`"),
             None => format!("`{key}`"),
         };

@@ -65,7 +65,7 @@ fn the_example_states_every_key_and_its_true_default() {
     // Keys without a default show an example, and are marked so.
     let defaults: String =
         uncommented.lines().filter(|line| !line.ends_with("# example")).map(|l| format!("{l}\n")).collect();
-    let defaults = defaults.replace("[[wireguard_peer]]", "");
+    let defaults = defaults.replace("[[wireguard_peer]]", "").replace("[[peer]]", "");
     assert_eq!(
         settings(&defaults),
         Settings { ..settings("") },
@@ -123,6 +123,23 @@ fn what_cannot_be_used_names_its_place_and_what_to_write() {
         (
             "[member]\ntransport = \"sctp\"",
             "line 2, column 13: `transport` must be \"auto\", \"tcp\" or \"udp\"",
+        ),
+        ("[[peer]]\nname = \"nas\"", "line 1, column 1: [[peer]] needs a `name` and a `transport`"),
+        (
+            "[[peer]]\nname = \"nas\"\ntransport = \"TCP\"",
+            "line 3, column 13: `transport` must be \"auto\", \"tcp\" or \"udp\"",
+        ),
+        (
+            "[member]\nudp = false\n[[peer]]\nname = \"nas\"\ntransport = \"udp\"",
+            "line 5, column 13: `transport` is \"udp\", but `udp` is false",
+        ),
+        (
+            "[[peer]]\nname = \"nas\"\ntransport = \"tcp\"\n[[peer]]\nname = \"nas\"\ntransport = \"udp\"",
+            "line 5, column 8: `name` stands in another [[peer]] too: keep one",
+        ),
+        (
+            "[[peer]]\nname = \"anna-s-laptop\"\ntransport = \"tcp\"",
+            "line 2, column 8: `name` is this machine: name another member",
         ),
         (
             "[member]\ncandidates = [\"127.0.0.1:5\"]",

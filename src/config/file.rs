@@ -24,6 +24,7 @@ pub struct File {
     pub state_dir: Option<String>,
     pub network: Network,
     pub member: Member,
+    pub peer: Vec<Peer>,
     pub broker: Broker,
     pub relay: Relay,
     pub stun: Stun,
@@ -66,6 +67,8 @@ sections! {
         port_mapping: bool,
         proxy: String,
     }
+    /// `[[peer]]`
+    Peer { name: String, transport: String, }
     /// `[broker]`
     Broker {
         enabled: bool,

@@ -72,6 +72,7 @@ pub const SECTIONS: &[Section] = &[
             ("proxy", Text),
         ],
     },
+    Section { name: "peer", repeated: true, keys: &[("name", Text), ("transport", Text)] },
     Section {
         name: "broker",
         repeated: false,

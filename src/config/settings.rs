@@ -1,5 +1,6 @@
 //! What the program does: every setting present, checked and in its final type. `build.rs` is the way here.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::net::SocketAddr;
@@ -229,6 +230,8 @@ pub struct Settings {
     pub network: Network,
     /// This machine as a member.
     pub member: Member,
+    /// `[[peer]]`: over what single peers are reached directly, whatever `member.transport` says.
+    pub peers: BTreeMap<MemberName, Transport>,
     /// As a broker.
     pub broker: Broker,
     /// As a relay.

@@ -253,6 +253,9 @@ pub struct Status {
     pub brokers: Vec<Broker>,
     /// In order of name.
     pub peers: Vec<Peer>,
+    /// Names in `[[peer]]` of the configuration that no member was ever heard of by.
+    #[serde(default)]
+    pub unknown_peers: Vec<String>,
     /// Version of the revocation list in force.
     pub revocations: u64,
     /// Packets and messages that were dropped since the start, by reason.
@@ -479,6 +482,7 @@ impl Status {
             stun_servers: Vec::new(),
             brokers: Vec::new(),
             peers: Vec::new(),
+            unknown_peers: Vec::new(),
             revocations: 0,
             dropped: Dropped::default(),
             broker: None,
@@ -500,6 +504,7 @@ impl From<Snapshot> for Status {
             nat: Nat { udp: snapshot.profile.udp.into(), tcp: snapshot.profile.tcp.into() },
             brokers: snapshot.brokers.into_iter().map(Broker::from).collect(),
             peers: snapshot.peers.into_iter().map(Peer::from).collect(),
+            unknown_peers: snapshot.unknown_peers.iter().map(ToString::to_string).collect(),
             revocations: snapshot.revocations,
             dropped: snapshot.counters.into(),
             ..Self::serving()
@@ -705,6 +710,7 @@ mod tests {
             profile: Profile::default(),
             brokers: Vec::new(),
             peers: vec![peer],
+            unknown_peers: vec!["nsa".parse().unwrap()],
             revocations: 4,
             counters: Counters { spoofed: 6, ..Counters::default() },
         }
@@ -719,6 +725,7 @@ mod tests {
             ("/addresses/0", "\"10.77.0.1\""),
             ("/candidates/0/kind", "\"mapped\""),
             ("/dropped/spoofed", "6"),
+            ("/unknown_peers/0", "\"nsa\""),
             ("/peers/0/name", "\"nas\""),
             ("/peers/0/addresses/0", "\"10.77.0.2\""),
             ("/peers/0/path", "\"relay\""),

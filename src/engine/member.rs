@@ -246,7 +246,8 @@ fn bind(doors: &mut Doors, port: u16, config: &Config) -> anyhow::Result<Ports> 
         let bound = bound.inspect_err(|error| tracing::debug!(%error, "no IPv6 data socket"));
         ports.udp_v6 = bound.map_or(0, |addr| addr.port());
     }
-    if config.transport != (Transport::Udp, BTreeMap::new()) {
+    let (usual, exceptions) = &config.transport;
+    if exceptions.values().chain([usual]).any(|transport| *transport != Transport::Udp) {
         let wanted = if port == 0 { ports.udp_v4 } else { port };
         let bound = match doors.listen((v4, wanted).into()) {
             Err(_) if port == 0 => doors.listen((v4, 0).into()),

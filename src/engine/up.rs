@@ -543,7 +543,7 @@ fn parts(
         software: concat!("ntcp-overlay ", env!("CARGO_PKG_VERSION")).to_owned(),
         mtu: usize::from(settings.member.mtu),
         udp: settings.member.udp,
-        transport: (settings.member.transport, BTreeMap::new()),
+        transport: (settings.member.transport, settings.peers.clone()),
         directory: settings.member.hosts_file,
         relay: settings.member.relay,
         overlay: vec![own.anchor.prefix.into(), own.anchor.overlay_prefix_v6().into()],

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use crate::base::time::Now;
+use crate::identity::names::MemberName;
 use crate::nat::behavior::Mapping;
 use crate::nat::behavior::Profile;
 use crate::node::Node;
@@ -37,9 +38,18 @@ impl Node {
             profile: self.profile,
             brokers: vec![self.broker_status(now)],
             peers,
+            unknown_peers: self.unknown_peers(),
             revocations: self.revocations.version,
             counters: self.counters,
         }
+    }
+
+    /// Rules for members that may be misspelt.
+    fn unknown_peers(&self) -> Vec<MemberName> {
+        let (_, rules) = &self.config.transport;
+        let known =
+            |name: &MemberName| self.directory.get(name).is_some() || self.peers.by_name(name).is_some();
+        rules.keys().filter(|name| !known(name)).cloned().collect()
     }
 
     fn broker_status(&self, now: Now) -> BrokerStatus {

@@ -159,6 +159,8 @@ pub struct Snapshot {
     pub brokers: Vec<BrokerStatus>,
     /// In order of name.
     pub peers: Vec<PeerStatus>,
+    /// Whom the configuration has a rule for (`[[peer]]`), and nobody of that name was ever heard of.
+    pub unknown_peers: Vec<MemberName>,
     /// Version of the revocation list in force.
     pub revocations: u64,
     /// What was dropped.
