@@ -29,7 +29,9 @@ use ntcp_overlay::wire::broker::Offer;
 use ntcp_overlay::wire::broker::Refusal;
 use ntcp_overlay::wire::broker::Register;
 use ntcp_overlay::wire::broker::Registered;
+use ntcp_overlay::wire::broker::RelayDelay;
 use ntcp_overlay::wire::broker::RelayOffer;
+use ntcp_overlay::wire::broker::RelayPlace;
 use ntcp_overlay::wire::broker::Target;
 use ntcp_overlay::wire::broker::ToBroker;
 use ntcp_overlay::wire::enroll::BrokerAddr;
@@ -143,6 +145,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             endpoints: vec!["203.0.113.5:50000".parse()?; 2],
             rtt: 80,
         },
+        ToBroker::Delays(vec![
+            RelayDelay { name: "nas".parse()?, rtt: Some(40) },
+            RelayDelay { name: "far".parse()?, rtt: None },
+        ]),
         ToBroker::Renew { request: RequestId(4), csr: request },
         ToBroker::Ping { nonce: 5 },
     ];
@@ -169,7 +175,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             profile: Profile::default(),
             relays: vec![RelayOffer {
                 certificate: certificate.der.clone(),
-                endpoints: candidates,
+                endpoints: candidates.clone(),
                 session: RelaySession([5; 16]),
                 token: Hidden(token.clone()),
             }],
@@ -188,6 +194,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         FromBroker::Renewed { request: RequestId(4), certificate: certificate.der },
         FromBroker::Refused { request: RequestId(5), why: Refusal::Offline, text: "off".to_owned() },
         FromBroker::Pong { nonce: 5 },
+        FromBroker::Relays(vec![RelayPlace { name: "nas".parse()?, endpoints: candidates }]),
     ];
     for (n, message) in from.iter().enumerate() {
         write("broker_from", &n.to_string(), &message.emit())?;

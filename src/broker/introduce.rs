@@ -141,7 +141,8 @@ impl Broker {
 
         let attempt = AttemptId(self.rng.bytes());
         let available = self.relays();
-        let chosen = choose_relays(&available, [&asker_name, &name]);
+        let delays = [&asker_name, &name].map(|side| self.delays_of(side));
+        let chosen = choose_relays(&available, [&asker_name, &name], delays);
         let sessions: Vec<RelaySession> = chosen.iter().map(|_| RelaySession(self.rng.bytes())).collect();
         let relays_for = |side: u8, holder: ConnId| -> Vec<RelayOffer> {
             let Some(holder) = self.conns.get(&holder) else { return Vec::new() };

@@ -5,10 +5,18 @@ use std::net::SocketAddr;
 
 use crate::base::addr::is_candidate;
 use crate::broker::candidates;
+use crate::broker::registry::Action;
 use crate::broker::registry::Broker;
 use crate::broker::registry::Conn;
+use crate::broker::registry::ConnId;
+use crate::broker::relays::Delays;
 use crate::broker::relays::Relay;
+use crate::broker::relays::endpoints_for;
+use crate::identity::names::MemberName;
 use crate::nat::candidate::Candidate;
+use crate::wire::broker::FromBroker;
+use crate::wire::broker::MAX_PLACES;
+use crate::wire::broker::RelayPlace;
 
 impl Broker {
     /// Where peers may try to reach a member. Who comes from this very machine is seen at an address that means nothing
@@ -34,8 +42,8 @@ impl Broker {
             seen_at: None,
             load: self.attempts.load_of(&certificate.subject.uri.name),
         });
-        let remote = self.present.iter().filter_map(|(name, id)| {
-            let conn = self.conns.get(id)?;
+        let remote = self.relaying.iter().filter_map(|name| {
+            let (_, conn) = self.connection_of(name)?;
             let presence = conn.presence.as_ref().filter(|p| !p.relay.is_empty())?;
             let mut endpoints = presence.relay.clone();
             // From this very machine it is reached where this broker is reached. Behind any other address that nobody
@@ -51,6 +59,31 @@ impl Broker {
             })
         });
         local.chain(remote).collect()
+    }
+
+    /// How far the relays are from a member, if it has said so.
+    pub(super) fn delays_of(&self, name: &MemberName) -> Option<&Delays> {
+        let (_, conn) = self.connection_of(name)?;
+        conn.presence.as_ref().map(|presence| &presence.delays)
+    }
+
+    /// Asks the members at `conns` how far the relays are. Not if there is but one: then there is nothing to choose.
+    pub(super) fn tell_relays(&self, conns: &[ConnId], out: &mut Vec<Action>) {
+        let relays = self.relays();
+        if relays.len() < 2 {
+            return;
+        }
+        for id in conns {
+            let Some(conn) = self.conns.get(id).filter(|c| c.certificate.subject.roles.member) else {
+                continue;
+            };
+            let place = |relay: &Relay| RelayPlace {
+                name: relay.name().clone(),
+                endpoints: endpoints_for(relay, conn.local.ip()),
+            };
+            let places = relays.iter().take(MAX_PLACES).map(place).collect();
+            out.push(Action::Send(*id, FromBroker::Relays(places)));
+        }
     }
 
     pub(super) fn is_inside(&self, ip: IpAddr) -> bool {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::time::Duration;
+use std::time::Instant;
 
 use ipnetwork::Ipv4Network;
 use ipnetwork::Ipv6Network;
@@ -19,6 +21,7 @@ use crate::broker::candidates;
 use crate::broker::directory::Directory;
 use crate::broker::directory::Known;
 use crate::broker::introduce::Attempts;
+use crate::broker::relays::Delays;
 use crate::identity::certificate::Certificate;
 use crate::identity::certificate::Subject;
 use crate::identity::keys::SigningKey;
@@ -41,6 +44,8 @@ const CONNECTS: (u32, f64) = (32, 4.0);
 const RENEWALS: (u32, f64) = (3, 1.0 / 600.0);
 /// Changes of one member that its watchers hear of: a roaming laptop changes a few times, a flapping NAT every second.
 const CHANGES: (u32, f64) = (8, 0.2);
+/// From a change among the relays until all members hear of it: when a broker starts, they come back one by one.
+const RELAYS_AFTER: Duration = Duration::from_secs(10);
 
 /// A connection, numbered by the engine, never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -118,6 +123,7 @@ pub(super) struct Presence {
     pub(super) candidates: Vec<Candidate>,
     pub(super) profile: Profile,
     pub(super) relay: Vec<Candidate>,
+    pub(super) delays: Delays,
 }
 
 /// Rates of one member. They outlive its connections: who reconnects gets no new tokens.
@@ -156,6 +162,11 @@ pub struct Broker {
     by_registration: BTreeMap<RegistrationId, ConnId>,
     pub(super) present: BTreeMap<MemberName, ConnId>,
     pub(super) watchers: BTreeSet<ConnId>,
+    /// Whoever is here and relays.
+    pub(super) relaying: BTreeSet<MemberName>,
+    /// Members have not heard of the relays as they are now, and when they will.
+    pub(super) relays_changed: bool,
+    relays_due: Option<Instant>,
     /// Changed more often than watchers hear of: they are told how it stands as soon as the member's rate allows.
     untold: BTreeSet<MemberName>,
     limits: BTreeMap<MemberName, Limits>,
@@ -185,6 +196,9 @@ impl Broker {
             by_registration: BTreeMap::new(),
             present: BTreeMap::new(),
             watchers: BTreeSet::new(),
+            relaying: BTreeSet::new(),
+            relays_changed: false,
+            relays_due: None,
             untold: BTreeSet::new(),
             limits: BTreeMap::new(),
             attempts: Attempts::default(),
@@ -263,6 +277,7 @@ impl Broker {
             ToBroker::Ready { attempt, round, endpoints, rtt } => {
                 self.on_ready(conn, attempt, round, &endpoints, rtt, out);
             }
+            ToBroker::Delays(delays) => self.on_delays(conn, delays),
             ToBroker::Renew { request, csr } => self.on_renew(conn, request, &csr, now, out),
         }
     }
@@ -275,6 +290,7 @@ impl Broker {
         let name = gone.certificate.subject.uri.name;
         if self.present.get(&name) == Some(&conn) {
             self.present.remove(&name);
+            self.relaying.remove(&name);
             self.directory.seen(&name, now.unix);
             out.push(Action::Gone(name.clone(), now.unix));
             self.on_changed(&name, now, out);
@@ -371,6 +387,7 @@ impl Broker {
         let endpoints = candidates::fit_for_relays(endpoints, |ip| self.is_inside(ip));
         self.local_relays.retain(|(known, _)| known.subject.uri.name != certificate.subject.uri.name);
         self.local_relays.push((certificate, endpoints));
+        self.relays_changed = true;
     }
 
     /// Once a second or so: forgets attempts and quiet members' limits, ends connections whose certificate ran out, tells
@@ -385,6 +402,13 @@ impl Broker {
         }
         for name in self.untold.clone() {
             self.on_changed(&name, now, out);
+        }
+        if std::mem::take(&mut self.relays_changed) {
+            self.relays_due.get_or_insert(now.instant + RELAYS_AFTER);
+        }
+        if self.relays_due.take_if(|due| *due <= now.instant).is_some() {
+            let all: Vec<ConnId> = self.present.values().copied().collect();
+            self.tell_relays(&all, out);
         }
         let present = &self.present;
         self.limits.retain(|name, l| {
@@ -514,6 +538,7 @@ fn request_of(message: &ToBroker) -> RequestId {
         | ToBroker::Update { .. }
         | ToBroker::Convey { .. }
         | ToBroker::Ready { .. }
+        | ToBroker::Delays(_)
         | ToBroker::Ping { .. } => RequestId(0),
     }
 }

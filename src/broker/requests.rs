@@ -10,6 +10,7 @@ use crate::broker::registry::ConnId;
 use crate::broker::registry::Ended;
 use crate::broker::registry::Presence;
 use crate::broker::registry::refuse;
+use crate::broker::relays::Delays;
 use crate::broker::renewal;
 use crate::identity::names::MemberName;
 use crate::nat::behavior::Profile;
@@ -18,6 +19,7 @@ use crate::wire::broker::FromBroker;
 use crate::wire::broker::Refusal;
 use crate::wire::broker::Register;
 use crate::wire::broker::Registered;
+use crate::wire::broker::RelayDelay;
 use crate::wire::broker::Target;
 use crate::wire::enroll::SigningRequest;
 
@@ -44,9 +46,17 @@ impl Broker {
             candidates: candidates::fit_for_members(&register.candidates, |ip| self.is_inside(ip)),
             profile: register.profile,
             relay: candidates::fit_for_relays(relay, |ip| self.is_inside(ip)),
+            delays: Delays::new(),
         };
+        let relays = !presence.relay.is_empty();
+        self.relays_changed |= relays;
         if let Some(peer) = self.conns.get_mut(&conn) {
             peer.presence = Some(presence);
+        }
+        if relays {
+            self.relaying.insert(name.clone());
+        } else {
+            self.relaying.remove(&name);
         }
         if let Some(old) = self.present.insert(name.clone(), conn).filter(|old| *old != conn) {
             let text = "the same member connected from elsewhere";
@@ -62,6 +72,7 @@ impl Broker {
         let (udp, stun) = (self.udp_for(local), self.stun.clone());
         let registered = Registered { registration, udp, stun, observed, time: now.unix };
         out.push(Action::Send(conn, FromBroker::Registered(registered)));
+        self.tell_relays(&[conn], out);
         if register.revocations < self.revocations.version {
             out.push(Action::Send(conn, FromBroker::Revocations(self.signed_revocations.clone())));
         }
@@ -85,6 +96,13 @@ impl Broker {
             let name = peer.certificate.subject.uri.name.clone();
             self.on_changed(&name, now, out);
         }
+    }
+
+    pub(super) fn on_delays(&mut self, conn: ConnId, delays: Vec<RelayDelay>) {
+        let Some(presence) = self.conns.get_mut(&conn).and_then(|peer| peer.presence.as_mut()) else {
+            return;
+        };
+        presence.delays = delays.into_iter().map(|delay| (delay.name, delay.rtt)).collect();
     }
 
     pub(super) fn on_lookup(

@@ -35,6 +35,7 @@ use crate::wire::broker::MemberRecord;
 use crate::wire::broker::Offer;
 use crate::wire::broker::Refusal;
 use crate::wire::broker::Register;
+use crate::wire::broker::RelayDelay;
 use crate::wire::broker::Target;
 use crate::wire::broker::ToBroker;
 
@@ -111,6 +112,16 @@ impl Story {
         let registration = self.connect(conn, certificate).unwrap();
         self.say(conn, ToBroker::Register(Register { watch, ..register() }));
         registration
+    }
+
+    /// A relay that is wherever the broker sees it.
+    fn join_relay(&mut self, conn: ConnId, name: &str, n: u8) {
+        let mut certificate = certificate(name, n);
+        certificate.subject.roles = Roles::RELAY;
+        certificate.subject.addrs = None;
+        self.connect(conn, certificate);
+        let endpoint = Candidate { kind: Kind::Configured, ..udp("0.0.0.0:6061") };
+        self.say(conn, ToBroker::Register(Register { relay: vec![endpoint], ..register() }));
     }
 
     fn say(&mut self, conn: ConnId, message: ToBroker) {
@@ -465,13 +476,8 @@ fn a_list_comes_in_pages_and_leaves_servers_out() {
 #[test]
 fn a_remote_relay_is_offered_with_a_session_for_both_and_a_token_for_each() {
     let mut s = Story::with_two();
-    let mut cert = certificate("r", 9);
-    cert.subject.roles = Roles::RELAY;
-    cert.subject.addrs = None;
     let relay = ConnId(3);
-    s.connect(relay, cert);
-    let endpoint = Candidate { kind: Kind::Configured, ..udp("0.0.0.0:6061") };
-    s.say(relay, ToBroker::Register(Register { relay: vec![endpoint], ..register() }));
+    s.join_relay(relay, "r", 9);
     s.out.clear();
     s.ask_for_bert(1);
     let (a, b) = (s.offers(ANNA).remove(0).relays, s.offers(BERT).remove(0).relays);
@@ -482,6 +488,41 @@ fn a_remote_relay_is_offered_with_a_session_for_both_and_a_token_for_each() {
     s.broker.handle_closed(relay, s.now, &mut s.out);
     s.ask_for_bert(2);
     assert_eq!(s.offers(ANNA)[0].relays, [], "a relay that is gone is not offered");
+}
+
+#[test]
+fn members_are_asked_how_far_the_relays_are_once_there_is_a_choice_and_the_nearest_is_offered_first() {
+    let mut s = Story::with_two();
+    let asked = |s: &mut Story, to: ConnId| -> Vec<Vec<String>> {
+        let relays = s.sent(to).into_iter().filter_map(|m| match m {
+            FromBroker::Relays(places) => Some(places.iter().map(|p| p.name.to_string()).collect()),
+            _ => None,
+        });
+        relays.collect()
+    };
+    let wait = |s: &mut Story, seconds: u64| {
+        for _ in 0..seconds {
+            s.now = s.now.plus(Duration::from_secs(1));
+            s.broker.handle_timeout(s.now, &mut s.out);
+        }
+    };
+    s.join_relay(ConnId(3), "near", 9);
+    wait(&mut s, 30);
+    assert!(asked(&mut s, ANNA).is_empty(), "with one relay there is nothing to choose");
+    s.join_relay(ConnId(4), "afar", 8);
+    wait(&mut s, 30);
+    assert_eq!(asked(&mut s, ANNA), [["afar", "near"]]);
+    assert_eq!(asked(&mut s, BERT), [["afar", "near"]]);
+
+    for (side, far, near) in [(ANNA, Some(20), Some(30)), (BERT, Some(200), Some(30))] {
+        let delay = |name: &str, rtt| RelayDelay { name: name.parse().unwrap(), rtt };
+        s.say(side, ToBroker::Delays(vec![delay("afar", far), delay("near", near)]));
+    }
+    s.ask_for_bert(1);
+    let offered = s.offers(ANNA)[0].relays[0].certificate.clone();
+    assert_eq!(offered, certificate("near", 9).der);
+    s.join(ConnId(5), certificate("carl", 3), false);
+    assert_eq!(asked(&mut s, ConnId(5)), [["afar", "near"]], "a newcomer is asked at once");
 }
 
 #[test]

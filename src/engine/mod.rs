@@ -25,6 +25,7 @@ pub mod member;
 pub mod membership;
 pub mod proxy;
 pub mod relay;
+pub mod relay_delays;
 pub mod relay_role;
 pub mod responder;
 pub mod roles;

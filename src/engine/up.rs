@@ -48,6 +48,7 @@ use crate::engine::member::Parts;
 use crate::engine::membership;
 use crate::engine::membership::MEMBER;
 use crate::engine::membership::Standing;
+use crate::engine::relay_delays::RelayDelays;
 use crate::engine::roles::HEALTH;
 use crate::engine::roles::Servers;
 use crate::engine::stun_server;
@@ -64,6 +65,8 @@ use crate::node::request::PeerRef;
 use crate::node::request::Reply;
 use crate::node::request::Request;
 use crate::node::request::Ticket;
+use crate::wire::broker::FromBroker;
+use crate::wire::broker::ToBroker;
 use crate::wire::enroll::BrokerAddr;
 use crate::wire::enroll::Invite;
 use crate::wire::enroll::SigningRequest;
@@ -139,6 +142,7 @@ async fn run_async(
     let gateway =
         settings.member.port_mapping.then(|| gateway::spawn(ports.udp_v4, ports.tcp_v4, member.commands()));
     let proxy = proxies.describe();
+    let delays = RelayDelays::new(proxies.clone(), vec![v4.into(), v6.into()]);
     let link_config = LinkConfig { brokers, proxies, credentials: own.clone(), register: member.register() };
     let link = Link::spawn(link_config, link_in);
 
@@ -166,6 +170,7 @@ async fn run_async(
         hosts_written: false,
         connected: false,
         surveyor,
+        delays,
     };
     let outcome = running.serve(control, link_events, news, &netlink, announce).await;
     if let Some(gateway) = &running.gateway {
@@ -191,6 +196,7 @@ struct Running<'a> {
     hosts_written: bool,
     connected: bool,
     surveyor: Surveyor,
+    delays: RelayDelays,
 }
 
 impl Running<'_> {
@@ -229,6 +235,9 @@ impl Running<'_> {
                 _ = health.tick() => if let Err(error) = self.servers.health() {
                     break Err(error);
                 },
+                delays = self.delays.next() => {
+                    let _ = self.link.send(ToBroker::Delays(delays));
+                }
                 profile = self.surveyor.next() => self.member.send(Command::Profile(Box::new(profile))),
                 Some(ask) = asks.recv() => if self.on_ask(ask).await { break Ok(Exit::Ok) },
                 Some(()) = changes.next() => changed_at = Some(tokio::time::Instant::now() + CALM),
@@ -264,6 +273,7 @@ impl Running<'_> {
             LinkEvent::Up { broker, broker_name, registration_key, registered, proxied, .. } => {
                 self.connected = true;
                 self.surveyor.set_servers(&registered.stun);
+                self.delays.on_reached(broker.ip().is_loopback());
                 if let Some(gateway) = &self.gateway {
                     let here = proxied || broker.ip().is_loopback();
                     gateway.on_reached((!here).then_some(registered.observed.ip()));
@@ -271,6 +281,7 @@ impl Running<'_> {
                 let up = LinkUp { broker, name: broker_name, key: registration_key, registered };
                 self.member.send(Command::LinkUp(Box::new(up)));
             }
+            LinkEvent::Message(FromBroker::Relays(relays)) => self.delays.on_asked(relays),
             LinkEvent::Message(message) => self.member.send(Command::Broker(Box::new(message))),
             LinkEvent::Down { why, retry_in, fatal } => {
                 self.connected = false;
@@ -358,6 +369,7 @@ impl Running<'_> {
         match netlink.local_addresses(Some(&self.interface)).await {
             Ok(addrs) => {
                 self.surveyor.handle_network(&addrs);
+                self.delays.on_network();
                 self.member.send(Command::Network(addrs));
                 if let Some(gateway) = &self.gateway {
                     gateway.on_network();

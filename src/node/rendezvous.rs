@@ -235,7 +235,10 @@ impl Node {
                 self.on_renewed(&certificate, now, out);
             }
             FromBroker::Refused { request, why, text } => self.on_refused(request, why, &text, now, out),
-            FromBroker::Registered(_) | FromBroker::Enrolled { .. } | FromBroker::Pong { .. } => {}
+            FromBroker::Registered(_)
+            | FromBroker::Enrolled { .. }
+            | FromBroker::Pong { .. }
+            | FromBroker::Relays(_) => {}
         }
     }
 

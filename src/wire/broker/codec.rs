@@ -18,12 +18,14 @@
 //! | 0x08 | Ready | ATTEMPT ROUND ENDPOINT* MILLIS | 0x88 | Changed | MEMBER |
 //! | | | | 0x8d | Awaited | ATTEMPT ROUND |
 //! | | | | 0x8e | Go | ATTEMPT ROUND ENDPOINT* MILLIS |
+//! | 0x09 | Delays | DELAY* | 0x8f | Relays | PLACE* |
 //! | | | | 0x89 | Revocations | REVOCATIONS |
 //! | 0x0a | Renew | REQUEST SIGNING_REQUEST | 0x8a | Renewed | REQUEST CERTIFICATE |
 //! | | | | 0x8b | Refused | REQUEST REFUSAL TEXT |
 //! | 0x0c | Ping | NONCE | 0x8c | Pong | NONCE |
 //!
-//! MEMBER holds the fields CERTIFICATE ONLINE LAST_SEEN; RELAY holds CERTIFICATE ENDPOINT* SESSION TOKEN. `*` is a list.
+//! MEMBER holds the fields CERTIFICATE ONLINE LAST_SEEN; RELAY holds CERTIFICATE ENDPOINT* SESSION TOKEN; PLACE holds NAME
+//! ENDPOINT*; DELAY is a number of milliseconds (u16, all ones: unreachable) and a name. `*` is a list.
 //! Integers are big-endian; addresses, candidates and profiles look as in [`crate::wire::profile`]; times are
 //! microseconds since 1970. A tag means the same in every message.
 
@@ -37,6 +39,7 @@ use super::MAX_CERTIFICATE;
 use super::MAX_ENDPOINTS;
 use super::MAX_LISTED;
 use super::MAX_NOISE;
+use super::MAX_PLACES;
 use super::MAX_RELAYS;
 use super::MAX_REQUEST;
 use super::MAX_REVOCATIONS;
@@ -49,7 +52,9 @@ use super::Offer;
 use super::Refusal;
 use super::Register;
 use super::Registered;
+use super::RelayDelay;
 use super::RelayOffer;
+use super::RelayPlace;
 use super::Target;
 use super::ToBroker;
 use crate::base::cursor::Reader;
@@ -79,6 +84,7 @@ mod kind {
     pub(super) const CONNECT: u8 = 0x06;
     pub(super) const CONVEY: u8 = 0x07;
     pub(super) const READY: u8 = 0x08;
+    pub(super) const DELAYS: u8 = 0x09;
     pub(super) const RENEW: u8 = 0x0a;
     pub(super) const PING: u8 = 0x0c;
     pub(super) const ENROLLED: u8 = 0x81;
@@ -94,6 +100,7 @@ mod kind {
     pub(super) const PONG: u8 = 0x8c;
     pub(super) const AWAITED: u8 = 0x8d;
     pub(super) const GO: u8 = 0x8e;
+    pub(super) const RELAYS: u8 = 0x8f;
 }
 
 mod tag {
@@ -129,7 +136,12 @@ mod tag {
     pub(super) const STUN: u8 = 30;
     pub(super) const ROUND: u8 = 31;
     pub(super) const MILLIS: u8 = 32;
+    pub(super) const DELAY: u8 = 33;
+    pub(super) const PLACE: u8 = 34;
 }
+
+/// In the place of a delay: the relay cannot be reached.
+const UNREACHABLE: u16 = u16::MAX;
 
 impl ToBroker {
     /// The message's bytes; never more than [`MAX_AUTHENTICATED`]. What exceeds a cap (of a list, of a text) is cut off.
@@ -144,6 +156,7 @@ impl ToBroker {
             Self::Connect { .. } => kind::CONNECT,
             Self::Convey { .. } => kind::CONVEY,
             Self::Ready { .. } => kind::READY,
+            Self::Delays(_) => kind::DELAYS,
             Self::Renew { .. } => kind::RENEW,
             Self::Ping { .. } => kind::PING,
         });
@@ -179,6 +192,11 @@ impl ToBroker {
             }
             Self::Ready { attempt, round, endpoints, rtt } => {
                 m.round(*attempt, *round).endpoints(endpoints).millis(*rtt);
+            }
+            Self::Delays(delays) => {
+                for delay in delays.iter().take(MAX_PLACES) {
+                    m.field(tag::DELAY, &emit_delay(delay));
+                }
             }
             Self::Renew { request, csr } => {
                 m.request(*request).capped(tag::SIGNING_REQUEST, csr, MAX_REQUEST);
@@ -231,6 +249,9 @@ impl ToBroker {
                 endpoints: endpoints(f)?,
                 rtt: millis(f)?,
             },
+            kind::DELAYS => {
+                Self::Delays(f.list(tag::DELAY, MAX_PLACES)?.map(parse_delay).collect::<Result<_, _>>()?)
+            }
             kind::RENEW => {
                 Self::Renew { request: request(f)?, csr: f.bytes(tag::SIGNING_REQUEST, MAX_REQUEST)? }
             }
@@ -259,6 +280,7 @@ impl FromBroker {
             Self::Pong { .. } => kind::PONG,
             Self::Awaited { .. } => kind::AWAITED,
             Self::Go { .. } => kind::GO,
+            Self::Relays(_) => kind::RELAYS,
         });
         match self {
             Self::Enrolled { certificate } => {
@@ -326,6 +348,11 @@ impl FromBroker {
             Self::Awaited { attempt, round } => {
                 m.round(*attempt, *round);
             }
+            Self::Relays(places) => {
+                for place in places.iter().take(MAX_PLACES) {
+                    m.field(tag::PLACE, &emit_place(place));
+                }
+            }
             Self::Go { attempt, round, endpoints, wait } => {
                 m.round(*attempt, *round).endpoints(endpoints).millis((*wait).min(MAX_WAIT));
             }
@@ -386,6 +413,9 @@ impl FromBroker {
             kind::PONG => Self::Pong { nonce: u32::from_be_bytes(f.array(tag::NONCE)?) },
             kind::AWAITED => {
                 Self::Awaited { attempt: AttemptId(f.array(tag::ATTEMPT)?), round: f.byte(tag::ROUND)? }
+            }
+            kind::RELAYS => {
+                Self::Relays(f.list(tag::PLACE, MAX_PLACES)?.map(parse_place).collect::<Result<_, _>>()?)
             }
             kind::GO => Self::Go {
                 attempt: AttemptId(f.array(tag::ATTEMPT)?),
@@ -508,14 +538,42 @@ fn parse_relay(bytes: &[u8]) -> Result<RelayOffer, WireError> {
     })
 }
 
+fn emit_place(place: &RelayPlace) -> Vec<u8> {
+    let mut m = Emitter::record();
+    m.field(tag::NAME, place.name.as_str().as_bytes()).candidates(tag::ENDPOINT, &place.endpoints);
+    m.finish()
+}
+
+fn parse_place(bytes: &[u8]) -> Result<RelayPlace, WireError> {
+    let f = Fields::new(bytes)?;
+    let name = name(f)?.ok_or(WireError::Missing)?;
+    Ok(RelayPlace { name, endpoints: candidates(f, tag::ENDPOINT)? })
+}
+
+fn emit_delay(delay: &RelayDelay) -> Vec<u8> {
+    let mut writer = Writer::new();
+    writer.u16(delay.rtt.unwrap_or(UNREACHABLE)).put(delay.name.as_str().as_bytes());
+    writer.finish()
+}
+
+fn parse_delay(bytes: &[u8]) -> Result<RelayDelay, WireError> {
+    let mut reader = Reader::new(bytes);
+    let rtt = Some(reader.u16()?).filter(|rtt| *rtt != UNREACHABLE);
+    let name = parse_name(reader.rest())?;
+    Ok(RelayDelay { name, rtt })
+}
+
 fn request(f: Fields<'_>) -> Result<RequestId, WireError> {
     f.array(tag::REQUEST).map(u32::from_be_bytes).map(RequestId)
 }
 
 fn name(f: Fields<'_>) -> Result<Option<MemberName>, WireError> {
-    let Some(value) = f.optional(tag::NAME)? else { return Ok(None) };
-    let text = std::str::from_utf8(value).map_err(|_| WireError::Invalid)?;
-    text.parse().map(Some).map_err(|_| WireError::Invalid)
+    f.optional(tag::NAME)?.map(parse_name).transpose()
+}
+
+fn parse_name(bytes: &[u8]) -> Result<MemberName, WireError> {
+    let text = std::str::from_utf8(bytes).map_err(|_| WireError::Invalid)?;
+    text.parse().map_err(|_| WireError::Invalid)
 }
 
 fn target(f: Fields<'_>) -> Result<Target, WireError> {

@@ -36,6 +36,8 @@ pub const MAX_TOKEN: usize = 512;
 pub const MAX_REVOCATIONS: usize = MAX_AUTHENTICATED - 4;
 /// Most relays in an offer: a best one and some in reserve.
 pub const MAX_RELAYS: usize = 4;
+/// Most relays that members are asked to measure their way to: a network's own, and some of its members'.
+pub const MAX_PLACES: usize = 16;
 /// Most members in one listing; the next listing goes on after the last.
 pub const MAX_LISTED: usize = 64;
 /// Most endpoints that one side of a punch names: five guesses, and one or two in the other family.
@@ -117,6 +119,8 @@ pub enum ToBroker {
         /// Our round trip to the broker, milliseconds.
         rtt: u16,
     },
+    /// How far our relays are, as [`FromBroker::Relays`] asked.
+    Delays(Vec<RelayDelay>),
     /// A new certificate for the same holder, please; `csr` is a signing request of the same keys.
     Renew {
         /// Echoed by the answer.
@@ -170,6 +174,24 @@ pub struct RelayOffer {
     pub session: RelaySession,
     /// This side's token: bytes of [`crate::wire::relay::Token`], signed by the broker.
     pub token: Hidden<Vec<u8>>,
+}
+
+/// Where a relay is, for whoever is to measure the way there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RelayPlace {
+    /// Its name.
+    pub name: MemberName,
+    /// Its endpoints, UDP and TCP.
+    pub endpoints: Vec<Candidate>,
+}
+
+/// How far a relay is from a member.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RelayDelay {
+    /// Its name.
+    pub name: MemberName,
+    /// Round trip, milliseconds; `None` if it cannot be reached.
+    pub rtt: Option<u16>,
 }
 
 /// An introduction, to both sides at once.
@@ -286,6 +308,9 @@ pub enum FromBroker {
     },
     /// A member came, changed or went.
     Changed(MemberRecord),
+    /// The network's relays, if there are some to choose from: measure the way to each of them, and say it in
+    /// [`ToBroker::Delays`].
+    Relays(Vec<RelayPlace>),
     /// The newest revocation list, signed by the CA.
     Revocations(Vec<u8>),
     /// Answer to `Renew`.

@@ -60,6 +60,15 @@ fn relay() -> impl Strategy<Value = RelayOffer> {
         })
 }
 
+fn place() -> impl Strategy<Value = RelayPlace> {
+    (name(), vec(candidate(), 0..=MAX_CANDIDATES))
+        .prop_map(|(name, endpoints)| RelayPlace { name, endpoints })
+}
+
+fn delay() -> impl Strategy<Value = RelayDelay> {
+    (name(), proptest::option::of(0..u16::MAX)).prop_map(|(name, rtt)| RelayDelay { name, rtt })
+}
+
 fn to_broker() -> impl Strategy<Value = ToBroker> {
     let noise = || vec(any::<u8>(), 0..=MAX_NOISE);
     let candidates = || vec(candidate(), 0..=MAX_CANDIDATES);
@@ -96,6 +105,7 @@ fn to_broker() -> impl Strategy<Value = ToBroker> {
             .prop_map(|(attempt, noise)| ToBroker::Convey { attempt, noise }),
         (attempt(), any::<u8>(), endpoints(), any::<u16>())
             .prop_map(|(attempt, round, endpoints, rtt)| ToBroker::Ready { attempt, round, endpoints, rtt }),
+        vec(delay(), 0..=MAX_PLACES).prop_map(ToBroker::Delays),
         (request(), vec(any::<u8>(), 0..MAX_REQUEST))
             .prop_map(|(request, csr)| ToBroker::Renew { request, csr }),
         any::<u32>().prop_map(|nonce| ToBroker::Ping { nonce }),
@@ -152,6 +162,7 @@ fn from_broker() -> impl Strategy<Value = FromBroker> {
             text
         }),
         any::<u32>().prop_map(|nonce| FromBroker::Pong { nonce }),
+        vec(place(), 0..=MAX_PLACES).prop_map(FromBroker::Relays),
         (attempt(), any::<u8>()).prop_map(|(attempt, round)| FromBroker::Awaited { attempt, round }),
         (attempt(), any::<u8>(), endpoints(), 0..=MAX_WAIT)
             .prop_map(|(attempt, round, endpoints, wait)| FromBroker::Go { attempt, round, endpoints, wait }),
@@ -395,6 +406,13 @@ fn golden_to() -> Vec<(ToBroker, &'static str)> {
             "08 0f0010 000102030405060708090a0b0c0d0e0f 1f0001 02 0b0007 04cb007105 4e21 0b0007 04cb007105 4e22 \
              200002 0050",
         ),
+        (
+            ToBroker::Delays(vec![
+                RelayDelay { name: "nas".parse().unwrap(), rtt: Some(40) },
+                RelayDelay { name: "r".parse().unwrap(), rtt: None },
+            ]),
+            "09 210005 0028 6e6173 210003 ffff 72",
+        ),
         (ToBroker::Renew { request: RequestId(7), csr: vec![0xcc] }, "0a 010004 00000007 040001 cc"),
         (ToBroker::Ping { nonce: 8 }, "0c 020004 00000008"),
     ]
@@ -469,6 +487,13 @@ fn golden_from() -> Vec<(FromBroker, &'static str)> {
                 wait: 0,
             },
             "8e 0f0010 000102030405060708090a0b0c0d0e0f 1f0001 01 0b0007 04cb007105 4e21",
+        ),
+        (
+            FromBroker::Relays(vec![RelayPlace {
+                name: "nas".parse().unwrap(),
+                endpoints: vec![sample_candidate()],
+            }]),
+            "8f 220012 060003 6e6173 0b0009 0004 04c0000201 1092",
         ),
     ]
 }
