@@ -174,15 +174,17 @@ fn when_a_relay_dies_its_members_go_on_by_the_other_one_and_lose_nothing() {
         const BYTES: usize = 100_000_000;
         let world = World::symmetric(lab)?;
         let (alice, bob) = (&world.alice, &world.bob);
-        let spare = world.net.host("spare", &Link::delayed(DELAY))?;
+        // Nearer than the server, and the last one by name.
+        let spare = world.net.host("spare", &Link::Plain)?;
         let _spare = world.mesh.add_relay(&spare, &[world.server.v4])?;
-        // The broker must know it before it introduces the two.
-        interrupt::pause(Duration::from_secs(2))?;
+        for member in [alice, bob] {
+            wait_measured(member)?;
+        }
         world.meet()?;
         wait_spliced(alice, "bob")?;
         wait_spliced(bob, "alice")?;
         let carrier = relay_of(alice)?;
-        let doomed = if carrier == "spare" { &spare } else { &world.server };
+        ensure!(carrier == "spare", "not the nearest relay, but {carrier}");
         // Long enough for both to have taken their places at the other relay.
         interrupt::pause(Duration::from_secs(3))?;
 
@@ -197,7 +199,7 @@ fn when_a_relay_dies_its_members_go_on_by_the_other_one_and_lose_nothing() {
         ensure!(copying.ended()?.is_none(), "the copy was over before the relay died: make it longer");
 
         let died = Instant::now();
-        doomed.ns.ip("link set eth0 down")?;
+        spare.ns.ip("link set eth0 down")?;
         while relay_of(alice)? == carrier || relay_of(bob)? == carrier {
             ensure!(died.elapsed() < PATIENCE, "still at the dead relay: {:?}", alice.peer("bob")?);
             interrupt::pause(Duration::from_millis(20))?;
@@ -254,6 +256,22 @@ fn the_relays_table_goes_with_the_relay_and_after_a_crash_with_cleanup_or_the_ne
         ensure!(!table()?, "`down --cleanup` has left it");
         Ok(())
     });
+}
+
+/// Waits until a member has measured how far both relays are.
+fn wait_measured(daemon: &Daemon) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let status = daemon.status()?;
+        let delays = status.get("relay_delays").and_then(|delays| delays.as_array()).cloned();
+        if delays.as_ref().is_some_and(|delays| delays.len() == 2) {
+            say(&format!("{}: {}", daemon.ns().name(), serde_json::json!(delays)));
+            // The broker hears of it half a round trip later.
+            return interrupt::pause(2 * DELAY);
+        }
+        ensure!(begun.elapsed() < PATIENCE * 2, "not measured: {status:#}");
+        interrupt::pause(Duration::from_millis(200))?;
+    }
 }
 
 /// The relay by which alice and bob are joined now; empty if none is.

@@ -45,7 +45,7 @@ const RENEWALS: (u32, f64) = (3, 1.0 / 600.0);
 /// Changes of one member that its watchers hear of: a roaming laptop changes a few times, a flapping NAT every second.
 const CHANGES: (u32, f64) = (8, 0.2);
 /// From a change among the relays until all members hear of it: when a broker starts, they come back one by one.
-const RELAYS_AFTER: Duration = Duration::from_secs(10);
+const RELAYS_AFTER: Duration = Duration::from_secs(5);
 
 /// A connection, numbered by the engine, never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

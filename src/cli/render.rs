@@ -182,6 +182,10 @@ fn details(out: &mut String, status: &Status, now: UnixTime) {
             line(out, &format!("nat for {name}: {text}"));
         }
     }
+    for relay in &status.relay_delays {
+        let way = relay.rtt_ms.map_or("cannot be reached".to_owned(), |rtt| format!("{rtt} ms"));
+        line(out, &format!("relay {}: {way}", clean(&relay.name)));
+    }
     for name in &status.unknown_peers {
         line(out, &format!("[[peer]] {}: no member of this name was ever heard of", clean(name)));
     }

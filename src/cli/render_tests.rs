@@ -3,6 +3,7 @@
 use super::*;
 use crate::control::api::BrokerRole;
 use crate::control::api::Candidate;
+use crate::control::api::RelayDelay;
 use crate::control::api::RelayRole;
 
 const NOW: UnixTime = UnixTime::from_secs(1_000_000);
@@ -315,6 +316,15 @@ fn a_forwarded_port_is_a_line_and_why_there_is_none_is_for_whoever_asks() {
         text.contains("(pcp), but another NAT stands outside") && text.contains("router: no TCP\n"),
         "{text}"
     );
+}
+
+#[test]
+fn the_way_to_each_relay_is_for_whoever_asks() {
+    let relay = |name: &str, rtt_ms| RelayDelay { name: name.to_owned(), rtt_ms };
+    let with = Status { relay_delays: vec![relay("oslo", Some(41)), relay("lima", None)], ..member() };
+    let text = status(&with, NOW, Style { verbose: true, ..Style::default() });
+    assert!(text.contains("\nrelay oslo: 41 ms\nrelay lima: cannot be reached\n"), "{text}");
+    assert!(!status(&with, NOW, Style::default()).contains("oslo"));
 }
 
 #[test]

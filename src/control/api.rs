@@ -21,6 +21,7 @@ use crate::node::status::Counters;
 use crate::node::status::PathKind;
 use crate::node::status::PeerStatus;
 use crate::node::status::Snapshot;
+use crate::wire::broker;
 
 /// Version of everything here.
 pub const SCHEMA: u32 = 1;
@@ -249,6 +250,9 @@ pub struct Status {
     /// STUN servers that the broker names, to measure NATs with.
     #[serde(default)]
     pub stun_servers: Vec<SocketAddr>,
+    /// How far the network's relays are, once it has two: the broker chooses by that.
+    #[serde(default)]
+    pub relay_delays: Vec<RelayDelay>,
     /// Brokers.
     pub brokers: Vec<Broker>,
     /// In order of name.
@@ -346,6 +350,15 @@ pub struct Candidate {
     pub kind: String,
     /// The address.
     pub address: SocketAddr,
+}
+
+/// The way to one relay.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RelayDelay {
+    /// Its name.
+    pub name: String,
+    /// Round trip, milliseconds; `null` if it cannot be reached from here.
+    pub rtt_ms: Option<u16>,
 }
 
 /// The router in front.
@@ -480,6 +493,7 @@ impl Status {
             proxy: None,
             gateway: None,
             stun_servers: Vec::new(),
+            relay_delays: Vec::new(),
             brokers: Vec::new(),
             peers: Vec::new(),
             unknown_peers: Vec::new(),
@@ -543,6 +557,12 @@ impl From<Activity> for State {
             Activity::Idle => Self::Idle,
             Activity::Offline => Self::Offline,
         }
+    }
+}
+
+impl From<&broker::RelayDelay> for RelayDelay {
+    fn from(measured: &broker::RelayDelay) -> Self {
+        Self { name: measured.name.to_string(), rtt_ms: measured.rtt }
     }
 }
 

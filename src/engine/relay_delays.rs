@@ -91,6 +91,12 @@ impl RelayDelays {
         }
     }
 
+    /// What was measured last.
+    #[must_use]
+    pub fn known(&self) -> &[RelayDelay] {
+        &self.last
+    }
+
     fn begin(&mut self) {
         if let Some(task) = self.task.take() {
             task.abort();

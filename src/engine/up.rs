@@ -410,6 +410,7 @@ impl Running<'_> {
         let mut status = api::Status::from(*snapshot);
         status.interface = Some(self.interface.clone());
         status.stun_servers = self.surveyor.servers().to_vec();
+        status.relay_delays = self.delays.known().iter().map(api::RelayDelay::from).collect();
         status.proxy.clone_from(&self.proxy);
         status.gateway = self.gateway.as_ref().map(|gateway| gateway.report().into());
         self.servers.describe(&mut status).await;
