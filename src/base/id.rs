@@ -19,9 +19,9 @@ pub struct StreamId(pub u32);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct PortId(pub u32);
 
-/// A UDP socket of the data plane.
+/// A UDP socket of the data plane: one of the two below, or one that a search for ports has for itself.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct SocketId(pub u16);
+pub struct SocketId(pub u32);
 
 impl SocketId {
     /// The data socket for IPv4.

@@ -115,7 +115,7 @@ impl Dial {
     }
 }
 
-/// Work on streams.
+/// Work on streams and on sockets of an attempt's own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum StreamOrder {
     /// Open one under this number, chosen by whoever orders and never used again. A [`StreamEvent`] follows.
@@ -128,6 +128,10 @@ pub enum StreamOrder {
     Bind(PortId),
     /// Give a port back. Streams that were dialled from it or accepted at it live on.
     Unbind(PortId),
+    /// Take a free port for UDP, for IPv4. Messages for it that are queued already find it open.
+    OpenUdp(SocketId),
+    /// Give it back.
+    CloseUdp(SocketId),
 }
 
 /// What binding a port gave; a family that the machine does not have has none.

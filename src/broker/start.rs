@@ -1,4 +1,4 @@
-//! The start of TCP punching: both sides say that they are ready, and are told to begin at the same moment.
+//! The start of a round of TCP punching, or of a search for UDP ports: both sides say that they are ready, and are told to begin at the same moment.
 //!
 //! Half a round trip ahead is enough for a SYN of ours to have opened our NAT before the peer's arrives (libp2p's DCUtR
 //! does it between the two members; here the broker, which both have a connection to, does it for them).
@@ -16,7 +16,7 @@ use crate::wire::broker::FromBroker;
 use crate::wire::broker::MAX_WAIT;
 use crate::wire::broker::Refusal;
 
-/// Times that one side may say it is ready, in one attempt: more rounds than any plan has.
+/// Times that one side may say it is ready, in one attempt: the rounds of a search, of a TCP plan, and one more.
 const MAX_READY: u8 = 8;
 
 /// Who is ready for which round.

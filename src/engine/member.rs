@@ -435,6 +435,13 @@ impl Loop {
                 self.node.handle_bound(port, bound, clock::now(), &mut self.out);
             }
             StreamOrder::Unbind(port) => self.doors.unbind_port(port),
+            StreamOrder::OpenUdp(socket) => {
+                // Whoever ordered it waits for an answer on it, for a while.
+                if let Err(error) = self.doors.bind_udp(socket, (Ipv4Addr::UNSPECIFIED, 0).into()) {
+                    tracing::debug!(%error, "no socket for a search for ports");
+                }
+            }
+            StreamOrder::CloseUdp(socket) => self.doors.close_udp(socket),
         }
     }
 }

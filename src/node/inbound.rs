@@ -15,6 +15,8 @@ use crate::node::peers::Kind;
 use crate::node::peers::Peer;
 use crate::node::peers::PeerId;
 use crate::node::registration::Registration;
+use crate::path::Ctx;
+use crate::path::Path;
 use crate::path::leg::Leg;
 use crate::punch::keys::attempt_of;
 use crate::tunnel::session;
@@ -114,6 +116,14 @@ impl Node {
                 }
             }
             return false;
+        }
+        if let Via::Udp(socket) = leg.via
+            && let Some(owner) = self.sockets.get(&socket).copied()
+        {
+            let look = |path: &mut Path, ctx: &mut Ctx<'_>| path.handle_look(socket, leg.to, received, ctx);
+            let known = self.with_path(owner, now, out, look);
+            self.pump(owner, now, out);
+            return known == Some(true);
         }
         let before: Vec<_> = self.registrations.iter().map(Registration::mapped).collect();
         let registered =

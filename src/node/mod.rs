@@ -40,6 +40,7 @@ use crate::base::addr;
 use crate::base::addr::OverlayAddrs;
 use crate::base::id::PortId;
 use crate::base::id::RequestId;
+use crate::base::id::SocketId;
 use crate::base::id::StreamId;
 use crate::base::rng::Rng;
 use crate::base::rng::Seed;
@@ -78,6 +79,7 @@ use crate::path::Ctx;
 use crate::path::Path;
 use crate::punch::plan;
 use crate::punch::tcp::Ready;
+use crate::punch::turn::Turn;
 use crate::tunnel::gate::SourceGate;
 use crate::tunnel::session::Keys;
 use crate::tunnel::session::Session;
@@ -193,6 +195,9 @@ pub struct Node {
     streams: BTreeMap<StreamId, Option<PeerId>>,
     ports: BTreeMap<PortId, PeerId>,
     next_stream: u32,
+    turn: Turn,
+    /// Whose sockets beside the data sockets are.
+    sockets: BTreeMap<SocketId, PeerId>,
     next_request: RequestId,
     tick: Instant,
     second: Instant,
@@ -230,7 +235,10 @@ impl Node {
             counters: Counters::default(),
             streams: BTreeMap::new(),
             ports: BTreeMap::new(),
-            next_stream: 1,
+            // 0 and 1 are the data sockets.
+            next_stream: 2,
+            turn: Turn::default(),
+            sockets: BTreeMap::new(),
             next_request: RequestId(1),
             tick: now.instant,
             second: now.instant,
@@ -449,9 +457,11 @@ impl Node {
             wg: &self.me.wg,
             local: &self.local,
             next_stream: &mut self.next_stream,
+            turn: &mut self.turn,
             mtu: self.config.mtu,
             profile: &self.profile,
             observer: self.link.observer(),
+            view: self.registrations.iter().find_map(Registration::view),
         };
         Some(f(path, &mut ctx))
     }
@@ -467,6 +477,8 @@ impl Node {
                     StreamOrder::Close(stream) => drop(self.streams.remove(&stream)),
                     StreamOrder::Bind(port) => drop(self.ports.insert(port, id)),
                     StreamOrder::Unbind(port) => drop(self.ports.remove(&port)),
+                    StreamOrder::OpenUdp(socket) => drop(self.sockets.insert(socket, id)),
+                    StreamOrder::CloseUdp(socket) => drop(self.sockets.remove(&socket)),
                     StreamOrder::RaiseTtl(_) => {}
                 }
                 out.orders.push_back(Order::Stream(order));

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use crate::base::time::Now;
+use crate::nat::behavior::Behavior;
 use crate::nat::behavior::Mapping;
 use crate::nat::behavior::Profile;
 use crate::nat::behavior::mapping_of;
@@ -11,6 +12,7 @@ use crate::node::output::Output;
 use crate::node::peers::Kind;
 use crate::node::peers::Peer;
 use crate::node::registration::Registration;
+use crate::punch::method::depends;
 
 impl Node {
     /// What a survey of the NATs has found by now; a later one replaces it. The broker hears what is new.
@@ -28,7 +30,8 @@ impl Node {
         if self.profile != before {
             self.announce_candidates(out);
         }
-        let ports = |profile: Profile| (profile.tcp.mapping, profile.tcp.ports);
+        let searched = |udp: Behavior| depends(udp.mapping).then_some(udp.ports);
+        let ports = |profile: Profile| (profile.tcp.mapping, profile.tcp.ports, searched(profile.udp));
         if ports(self.profile) != ports(before) {
             // Whoever is being punched on wrong assumptions, or was in vain, is punched anew.
             self.retry_indirect(now, out);
@@ -79,7 +82,6 @@ mod tests {
     use super::*;
     use crate::identity::keys::SigningKey;
     use crate::identity::keys::WgSecret;
-    use crate::nat::behavior::Behavior;
     use crate::node::output::Order;
     use crate::node::rendezvous::tests::SIGNED;
     use crate::node::rendezvous::tests::at;

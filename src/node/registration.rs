@@ -12,6 +12,7 @@ use crate::base::rng::Rng;
 use crate::base::time::Now;
 use crate::base::transmit::Outbox;
 use crate::base::transmit::Via;
+use crate::path::View;
 use crate::wire::stun;
 
 /// Between registrations: below the 30 s after which the shortest-lived UDP mappings go (Linux conntrack's default for
@@ -138,6 +139,12 @@ impl Registration {
     #[must_use]
     pub fn mapped(&self) -> Option<SocketAddr> {
         self.mapped
+    }
+
+    /// What the broker sees of the data socket.
+    #[must_use]
+    pub fn view(&self) -> Option<View> {
+        Some(View { from: self.to, mapped: self.mapped? })
     }
 
     /// Round trip to the broker.

@@ -39,7 +39,7 @@ impl Path {
                     if let Some(attempt) = self.attempts.iter_mut().find(|a| a.keys().attempt() == attempt)
                         && matches!(leg.via, Via::Udp(_))
                     {
-                        attempt.handle_request(leg.to, now);
+                        attempt.handle_request(leg.via, leg.to, now);
                     }
                 }
             }
@@ -111,7 +111,8 @@ impl Path {
             .filter(|a| a.keys().attempt() == keys.attempt())
             .find_map(|a| a.handle_success(transaction, now));
         // The answer must come from where the question went, or the way is not symmetric (RFC 8445 7.2.5.2.1).
-        let Some(found) = found.filter(|found| found.to == leg.to && !self.relays.owns(leg)) else {
+        let Some(found) = found.filter(|f| (f.via, f.to) == (leg.via, leg.to) && !self.relays.owns(leg))
+        else {
             return false;
         };
         self.ways.meet(leg, keys, self.carrier, now);

@@ -19,6 +19,7 @@ pub mod effort;
 pub mod health;
 pub mod leg;
 mod relays;
+mod search;
 mod size;
 mod splice;
 mod streams;
@@ -41,6 +42,7 @@ use crate::path::health::Health;
 use crate::path::health::PAUSE;
 use crate::path::leg::Leg;
 use crate::path::relays::Relays;
+use crate::path::search::Sockets;
 use crate::path::streams::Streams;
 use crate::path::ways::Ways;
 use crate::punch::attempt::Attempt;
@@ -48,6 +50,7 @@ use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
 use crate::punch::keys::Seen;
 use crate::punch::plan;
+use crate::punch::search::Search;
 use crate::wire::stun;
 use crate::wire::stun::TransactionId;
 
@@ -57,6 +60,7 @@ pub use terms::Introduction;
 pub use terms::RelayGrant;
 pub use terms::RelayedBy;
 pub use terms::Transport;
+pub use terms::View;
 
 /// Introductions whose keys are believed even if no way uses them: both sides may ask at once, twice, and each may keep
 /// the other one's.
@@ -76,6 +80,8 @@ pub struct Path {
     believed: Vec<Believed>,
     attempts: Vec<Attempt>,
     streams: Streams,
+    search: Option<Search>,
+    sockets: Sockets,
     ways: Ways,
     relays: Relays,
     transport: Transport,
@@ -107,6 +113,8 @@ impl Path {
             believed: Vec::new(),
             attempts: Vec::new(),
             streams: Streams::default(),
+            search: None,
+            sockets: Sockets::default(),
             ways: Ways::default(),
             relays: Relays::default(),
             transport,
@@ -205,7 +213,8 @@ impl Path {
         } else {
             None
         };
-        self.prepare_streams(&introduction, &keys, !targets.is_empty(), ctx);
+        let searches = self.prepare_search(&introduction, &targets, ctx);
+        self.prepare_streams(&introduction, &keys, !targets.is_empty(), searches, ctx);
         if self.attempts.len() == MAX_INTRODUCTIONS {
             self.attempts.remove(0);
         }
@@ -274,7 +283,16 @@ impl Path {
         });
         let idle = self.active_until().filter(|_| !self.ways.is_empty() || !self.relays.is_empty());
         let streams = self.streams.poll_timeout();
-        attempts.chain(over).chain(probes).chain(streams).chain(relays).chain(effort).chain(idle).min()
+        let search = self.search_timeout();
+        attempts
+            .chain(over)
+            .chain(search)
+            .chain(probes)
+            .chain(streams)
+            .chain(relays)
+            .chain(effort)
+            .chain(idle)
+            .min()
     }
 
     /// Work on streams.
@@ -282,7 +300,7 @@ impl Path {
         while let Some(id) = self.ways.take_dropped() {
             self.streams.forget(id, true);
         }
-        self.streams.poll_order().or_else(|| self.relays.poll_order())
+        self.streams.poll_order().or_else(|| self.sockets.poll_order()).or_else(|| self.relays.poll_order())
     }
 
     /// Whether the broker should be asked for an introduction now.
@@ -384,6 +402,8 @@ impl Path {
         self.ways.forget(true, now);
         self.streams.give_up();
         self.attempts.clear();
+        self.search = None;
+        self.close_sockets();
         self.believed.clear();
         self.carrier = None;
         self.relays.forget(true, None, now);
@@ -392,9 +412,10 @@ impl Path {
     /// Sends whatever is due: probes of attempts, of ways, of relay sessions.
     fn drive(&mut self, ctx: &mut Ctx<'_>) {
         let now = ctx.now.instant;
+        self.drive_search(ctx);
         for attempt in &mut self.attempts {
             while let Some(probe) = attempt.poll(now, &mut self.numbers, ctx.rng) {
-                Leg::udp(probe.to).push(ctx.outbox, &probe.message);
+                Leg { via: probe.via, to: probe.to, channel: None }.push(ctx.outbox, &probe.message);
             }
         }
         self.settle_streams(now);

@@ -241,13 +241,16 @@ impl Path {
         taken
     }
 
-    /// The peer is ready for a round of TCP punching, and waits for us.
+    /// The peer is ready for a round of TCP punching or of a search, and waits for us.
     pub fn handle_awaited(&mut self, attempt: AttemptId, round: u8, ctx: &mut Ctx<'_>) {
-        self.streams.handle_awaited(attempt, round, ctx);
+        match self.search_of(attempt, round) {
+            Some(search) => search.handle_awaited(round, &mut ctx.hands()),
+            None => self.streams.handle_awaited(attempt, round, ctx),
+        }
         self.drive(ctx);
     }
 
-    /// Both sides are ready for a round of TCP punching: it starts after `wait`.
+    /// Both sides are ready for a round: it starts after `wait`.
     pub fn handle_go(
         &mut self,
         attempt: AttemptId,
@@ -256,28 +259,34 @@ impl Path {
         wait: Duration,
         ctx: &mut Ctx<'_>,
     ) {
-        self.streams.handle_go(attempt, round, endpoints, wait, ctx);
+        match self.search_of(attempt, round) {
+            Some(search) => search.handle_go(round, endpoints, wait, ctx.now.instant),
+            None => self.streams.handle_go(attempt, round, endpoints, wait, ctx),
+        }
         self.drive(ctx);
     }
 
-    /// What the broker is to be told for a round of TCP punching.
+    /// What the broker is to be told for a round.
     pub fn poll_ready(&mut self) -> Option<(AttemptId, Ready)> {
-        self.streams.poll_ready()
+        self.poll_search_ready().or_else(|| self.streams.poll_ready())
     }
 
-    /// An attempt over TCP begins now if UDP cannot be hoped for, and a little later otherwise.
+    /// An attempt over TCP begins now if UDP cannot be hoped for, and a little later otherwise: twice as much if ports
+    /// have to be found first.
     pub(super) fn prepare_streams(
         &mut self,
         introduction: &Introduction,
         keys: &PairKeys,
         udp: bool,
+        searches: bool,
         ctx: &Ctx<'_>,
     ) {
         if !ctx.local.tcp || self.transport == Transport::Udp {
             return;
         }
         let blocked = ctx.local.udp_blocked || introduction.profile.udp.passes == Some(false);
-        let start = if udp && !blocked { ctx.now.instant + tcp::HEAD_START } else { ctx.now.instant };
+        let head_start = if searches { 2 * tcp::HEAD_START } else { tcp::HEAD_START };
+        let start = if udp && !blocked { ctx.now.instant + head_start } else { ctx.now.instant };
         let rounds = plan::choose(ctx.profile, &introduction.profile, introduction.side);
         if let Err(hopeless) = &rounds
             && (blocked || !udp)

@@ -16,6 +16,7 @@ use crate::punch::look::Observer;
 use crate::punch::method::Method;
 use crate::punch::plan;
 use crate::punch::tcp::Hands;
+use crate::punch::turn::Turn;
 use crate::wire::broker::RelayOffer;
 
 /// What a path needs from around it for the length of one call.
@@ -30,21 +31,34 @@ pub struct Ctx<'a> {
     pub wg: &'a WgSecret,
     /// Our own end.
     pub local: &'a plan::Local,
-    /// Number of the next stream or port.
+    /// Number of the next stream, port or socket.
     pub next_stream: &'a mut u32,
+    /// Who may use up ports of a NAT that steps.
+    pub turn: &'a mut Turn,
     /// MTU of the device, bytes.
     pub mtu: usize,
     /// What our own NATs do.
     pub profile: &'a Profile,
     /// Who tells what our TCP connections look like from outside.
     pub observer: Option<Observer>,
+    /// Who does so over UDP, and where it sees the data socket.
+    pub view: Option<View>,
 }
 
 impl Ctx<'_> {
-    /// What an attempt at direct TCP needs of it.
+    /// What an attempt at TCP or a search needs of it.
     pub(super) fn hands(&mut self) -> Hands<'_> {
-        Hands { now: self.now.instant, rng: self.rng, next: self.next_stream }
+        Hands { now: self.now.instant, rng: self.rng, next: self.next_stream, turn: self.turn }
     }
+}
+
+/// What somebody outside sees of a socket of ours.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct View {
+    /// Who.
+    pub from: SocketAddr,
+    /// The outer endpoint.
+    pub mapped: SocketAddr,
 }
 
 /// Over what a peer may be reached directly. Relays are reached over whatever gets there.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::base::rng::Rng;
+use crate::base::transmit::Via;
 use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
 use crate::wire::stun::TransactionId;
@@ -17,8 +18,8 @@ pub const DEADLINE: Duration = ms(5000);
 /// Between two probes of one attempt (RFC 8445 14.2 has 50 ms for unknown bandwidth and allows less; sixteen
 /// candidates must not cost 0.8 s here).
 pub const PACE: Duration = ms(5);
-/// Targets from the offer, and addresses that the peer's checks turned out to come from.
-pub const MAX_CHECKS: usize = 24;
+/// Targets from the offer, ports that a search has found, and addresses that the peer's checks turned out to come from.
+pub const MAX_CHECKS: usize = 32;
 /// The budget of one attempt: every check to the end of its ladder.
 pub const MAX_PROBES: usize = MAX_CHECKS * LADDER.len();
 
@@ -39,6 +40,7 @@ pub struct Attempt {
 
 #[derive(Debug)]
 struct Check {
+    via: Via,
     to: SocketAddr,
     first: Instant,
     /// When each probe left, until it is answered.
@@ -49,6 +51,8 @@ struct Check {
 /// A probe to be sent.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Probe {
+    /// From which socket.
+    pub via: Via,
     /// Where.
     pub to: SocketAddr,
     /// What.
@@ -58,6 +62,8 @@ pub struct Probe {
 /// A target that answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answered {
+    /// The socket that asked it.
+    pub via: Via,
     /// Which.
     pub to: SocketAddr,
     /// After how long.
@@ -65,12 +71,12 @@ pub struct Answered {
 }
 
 impl Attempt {
-    /// Checks `targets` from `now` on.
+    /// Checks `targets` from `now` on, from the data sockets.
     #[must_use]
     pub fn new(keys: PairKeys, targets: Vec<SocketAddr>, now: Instant) -> Self {
         let mut attempt = Self { keys, checks: Vec::new(), started: now, paced: now, probes: 0, answers: 0 };
         for to in targets {
-            attempt.add(to, now);
+            attempt.check(Via::udp_for(to), to, now);
         }
         attempt
     }
@@ -81,13 +87,20 @@ impl Attempt {
         &self.keys
     }
 
-    /// An authentic request came from `from`: check it at once, whatever its ladder says (a triggered check, RFC 8445
-    /// 7.3.1.4). It is how a peer behind a NAT that maps per destination is found.
-    pub fn handle_request(&mut self, from: SocketAddr, now: Instant) {
-        match self.checks.iter_mut().find(|check| check.to == from) {
+    /// An authentic request came from `from` to the socket `via`: check it from there at once, whatever its ladder says (a
+    /// triggered check, RFC 8445 7.3.1.4). It is how a peer behind a NAT that maps per destination is found.
+    pub fn handle_request(&mut self, via: Via, from: SocketAddr, now: Instant) {
+        match self.checks.iter_mut().find(|check| (check.via, check.to) == (via, from)) {
             Some(check) if check.sent.is_empty() => check.first = now,
             Some(_) => {}
-            None => self.add(from, now),
+            None => self.check(via, from, now),
+        }
+    }
+
+    /// Checks `to` from the socket `via`, from `now` on.
+    pub fn check(&mut self, via: Via, to: SocketAddr, now: Instant) {
+        if self.checks.len() < MAX_CHECKS {
+            self.checks.push(Check { via, to, first: now, sent: Vec::new(), answered: false });
         }
     }
 
@@ -98,7 +111,7 @@ impl Attempt {
             let at = at.take()?;
             self.answers += usize::from(!check.answered);
             check.answered = true;
-            return Some(Answered { to: check.to, rtt: now.saturating_duration_since(at) });
+            return Some(Answered { via: check.via, to: check.to, rtt: now.saturating_duration_since(at) });
         }
         None
     }
@@ -118,7 +131,7 @@ impl Attempt {
         check.sent.push((transaction, Some(now)));
         self.paced = now + PACE;
         self.probes += 1;
-        Some(Probe { to: check.to, message: keys.request(transaction, 0) })
+        Some(Probe { via: check.via, to: check.to, message: keys.request(transaction, 0) })
     }
 
     /// When to poll again.
@@ -145,12 +158,6 @@ impl Attempt {
     pub fn tally(&self) -> (usize, usize, usize) {
         (self.probes, self.checks.len(), self.answers)
     }
-
-    fn add(&mut self, to: SocketAddr, now: Instant) {
-        if self.checks.len() < MAX_CHECKS {
-            self.checks.push(Check { to, first: now, sent: Vec::new(), answered: false });
-        }
-    }
 }
 
 impl Check {
@@ -166,6 +173,7 @@ impl Check {
 mod tests {
     use super::*;
     use crate::base::id::AttemptId;
+    use crate::base::id::SocketId;
     use crate::base::rng::Seed;
     use crate::identity::keys::WgSecret;
     use crate::punch::keys::Side;
@@ -201,7 +209,7 @@ mod tests {
         let id = attempt.checks[0].sent[0].0;
         assert_eq!(attempt.handle_success(TransactionId([0; 12]), t0), None);
         let answered = attempt.handle_success(id, t0 + ms(40));
-        assert_eq!(answered, Some(Answered { to, rtt: ms(40) }));
+        assert_eq!(answered, Some(Answered { via: Via::udp_for(to), to, rtt: ms(40) }));
         assert_eq!(attempt.handle_success(id, t0 + ms(50)), None, "the same answer again");
         assert_eq!(attempt.poll_timeout(), None);
     }
@@ -211,11 +219,12 @@ mod tests {
         let t0 = origin();
         let mut attempt = Attempt::new(keys(), vec![], t0);
         let from = SocketAddr::from(([192, 0, 2, 77], 1024));
-        attempt.handle_request(from, t0);
-        attempt.handle_request(from, t0);
+        let via = Via::Udp(SocketId(7));
+        attempt.handle_request(via, from, t0);
+        attempt.handle_request(via, from, t0);
         let mut rng = Rng::new(Seed([0; 32]));
         let probe = attempt.poll(t0, &mut Numbers::default(), &mut rng).unwrap();
-        assert_eq!(probe.to, from);
+        assert_eq!((probe.via, probe.to), (via, from));
         assert_eq!(attempt.tally(), (1, 1, 0));
     }
 

@@ -5,6 +5,8 @@
 //! members can compute ([`keys::PairKeys`]). The checks that leave open the own NAT for the checks that arrive. A check
 //! that is answered has proved a way in both directions; which of several ways carries is not decided here (`path`).
 //!
+//! Where a NAT has another port for everybody, a [`search`] finds out which.
+//!
 //! Over TCP the same checks are the first frames on whatever stream comes up: nothing else is answered there either.
 //!
 //! What this module refuses to do: answer a check under any other key, probe more than
@@ -15,4 +17,6 @@ pub mod keys;
 pub mod look;
 pub mod method;
 pub mod plan;
+pub mod search;
 pub mod tcp;
+pub mod turn;

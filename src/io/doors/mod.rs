@@ -163,6 +163,11 @@ impl Doors {
         Ok(local)
     }
 
+    /// Closes UDP socket `id`; datagrams that wait in it are lost.
+    pub fn close_udp(&mut self, id: SocketId) {
+        self.udp.remove(&id);
+    }
+
     /// Whether datagrams may cross the border to the kernel in runs (`UDP_SEGMENT`, `UDP_GRO`) where it can do that; they
     /// may, unless somebody says otherwise.
     pub fn set_offload(&mut self, offload: bool) {
@@ -612,7 +617,7 @@ impl Door {
         let (kind, number): (u64, u32) = match self {
             Self::Waker => (0, 0),
             Self::Device => (1, 0),
-            Self::Udp(SocketId(id)) => (2, u32::from(id)),
+            Self::Udp(SocketId(id)) => (2, id),
             Self::Stream(StreamId(id)) => (3, id),
             Self::Listener(index) => (4, index),
             Self::Port(PortId(id), Family::V4) => (5, id),
@@ -626,7 +631,7 @@ impl Door {
         match kind {
             0 => Some(Self::Waker),
             1 => Some(Self::Device),
-            2 => Some(Self::Udp(SocketId(u16::try_from(number).ok()?))),
+            2 => Some(Self::Udp(SocketId(number))),
             3 => Some(Self::Stream(StreamId(number))),
             4 => Some(Self::Listener(number)),
             5 => Some(Self::Port(PortId(number), Family::V4)),

@@ -79,9 +79,9 @@ const DIALS_WHEN_STEPPING: usize = 2;
 impl Round {
     /// What all methods share, for a side whose TCP is treated like `own`.
     const fn of(method: Method, own: &Behavior) -> Self {
-        let (guesses, dials) = match (depends(own.mapping), own.ports) {
-            (true, PortAssignment::Delta(_)) => (GUESSES, DIALS_WHEN_STEPPING),
-            _ => (1, GUESSES as usize),
+        let (guesses, dials) = match steps(own) {
+            Some(_) => (GUESSES, DIALS_WHEN_STEPPING),
+            None => (1, GUESSES as usize),
         };
         Self {
             method,
@@ -106,6 +106,15 @@ pub const fn depends(mapping: Mapping) -> bool {
         mapping,
         Mapping::AddressDependent | Mapping::AddressAndPortDependent | Mapping::SessionDependent
     )
+}
+
+/// By how much the outer ports of a NAT follow each other, if each destination gets one of its own and they do.
+#[must_use]
+pub const fn steps(own: &Behavior) -> Option<i16> {
+    match own.ports {
+        PortAssignment::Delta(step) if depends(own.mapping) && step != 0 => Some(step),
+        _ => None,
+    }
 }
 
 /// Whether the next outer port of a NAT can be told, or guessed.

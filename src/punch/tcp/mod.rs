@@ -26,13 +26,13 @@ use crate::base::transmit::Gone;
 use crate::base::transmit::StreamOrder;
 use crate::base::transmit::Why;
 use crate::nat::behavior::Behavior;
-use crate::nat::behavior::PortAssignment;
 use crate::punch::keys::PairKeys;
 use crate::punch::keys::Side;
 use crate::punch::look::Observer;
 use crate::punch::method;
 use crate::punch::method::Method;
 use crate::punch::method::Round;
+use crate::punch::turn;
 use crate::wire::broker::MAX_ENDPOINTS;
 use crate::wire::stun::TransactionId;
 
@@ -82,9 +82,10 @@ pub struct Attempt {
 
 #[derive(Debug)]
 enum Stage {
-    /// Before the beginning, which time or the peer brings about.
+    /// Before a round, which time or the peer brings about; the first round, unless others of this member had their turn.
     Waiting {
         until: Instant,
+        round: usize,
     },
     /// The broker is being asked what the port looks like.
     Looking {
@@ -160,7 +161,7 @@ impl Attempt {
             targets,
             rounds,
             at: 0,
-            stage: Stage::Waiting { until: start },
+            stage: Stage::Waiting { until: start, round: 0 },
             port: None,
             bound: Bound::default(),
             streams: BTreeMap::new(),
@@ -296,7 +297,7 @@ impl Attempt {
     pub fn handle_awaited(&mut self, round: u8, hands: &mut Hands<'_>) {
         let wanted = usize::from(round).saturating_sub(1);
         match self.stage {
-            Stage::Waiting { .. } => self.begin(wanted, hands),
+            Stage::Waiting { round, .. } => self.begin(wanted.max(round), hands),
             Stage::Looking { .. } | Stage::Ready { .. } | Stage::Dialling { .. } if wanted > self.at => {
                 self.start_round(wanted, hands);
             }
@@ -360,7 +361,10 @@ impl Attempt {
     pub fn handle_timeout(&mut self, hands: &mut Hands<'_>) {
         let now = hands.now;
         match &mut self.stage {
-            Stage::Waiting { until } if *until <= now => self.begin(0, hands),
+            Stage::Waiting { until, round } if *until <= now => {
+                let round = *round;
+                self.begin(round, hands);
+            }
             Stage::Looking { since } if *since + LOOK_LIMIT <= now => {
                 self.why = Some("the broker does not say what our address is".to_owned());
                 self.end(now);
@@ -389,7 +393,7 @@ impl Attempt {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         match &self.stage {
-            Stage::Waiting { until } | Stage::Ending { until } | Stage::Won { until, .. } => Some(*until),
+            Stage::Waiting { until, .. } | Stage::Ending { until } | Stage::Won { until, .. } => Some(*until),
             Stage::Looking { since } => Some(*since + LOOK_LIMIT),
             Stage::Ready { since } => Some(*since + READY_LIMIT),
             Stage::Dialling { start, step, again, .. } => {
@@ -427,6 +431,10 @@ impl Attempt {
         self.release();
         if self.rounds.get(at).is_none() {
             return self.end(hands.now);
+        }
+        if method::steps(&self.own).is_some() && !hands.turn.take(self.keys.attempt(), hands.now) {
+            self.stage = Stage::Waiting { until: hands.now + turn::AGAIN, round: at };
+            return;
         }
         let port = PortId(hands.number());
         self.port = Some(port);
@@ -515,6 +523,7 @@ impl Attempt {
                     for to in endpoints.clone() {
                         self.dial_punched(to, 1, &round, hands);
                     }
+                    hands.turn.end(self.keys.attempt(), now);
                 }
                 Step::Raise => {
                     *step = Step::Abandon;
@@ -566,16 +575,10 @@ impl Step {
 
 /// The outer endpoints that the next `count` connections from a port may have, when one from there is seen as `mapped`.
 fn guesses(mapped: SocketAddr, own: &Behavior, count: u16) -> Vec<SocketAddr> {
-    let step = match (method::depends(own.mapping), own.ports) {
-        (true, PortAssignment::Delta(step)) => i32::from(step),
-        _ => return vec![mapped],
-    };
-    let port = |n: u16| u16::try_from(i32::from(mapped.port()) + step * i32::from(n)).ok();
-    (1..=count)
-        .filter_map(port)
-        .filter(|port| *port > 0)
-        .map(|port| SocketAddr::new(mapped.ip(), port))
-        .collect()
+    match method::steps(own) {
+        Some(step) => method::prediction::next(mapped, step, usize::from(count)),
+        None => vec![mapped],
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::base::rng::Rng;
 use crate::nat::behavior::Behavior;
 use crate::punch::look::Observer;
 use crate::punch::method::Round;
+use crate::punch::turn::Turn;
 
 /// What the broker is to be told.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,21 +22,24 @@ pub struct Ready {
     pub rtt: Duration,
 }
 
-/// What the attempt needs from around it for the length of one call.
+/// What an attempt needs from around it for the length of one call.
 pub struct Hands<'a> {
     /// The moment.
     pub now: Instant,
     /// Chance.
     pub rng: &'a mut Rng,
-    /// Number of the next stream or port.
+    /// Number of the next stream, port or socket.
     pub next: &'a mut u32,
+    /// Who may use up ports of a NAT that steps.
+    pub turn: &'a mut Turn,
 }
 
 impl Hands<'_> {
-    pub(super) fn number(&mut self) -> u32 {
+    pub(in crate::punch) fn number(&mut self) -> u32 {
         let number = *self.next;
         // The top half of the range is the doors' own, for accepted streams.
-        *self.next = (number + 1) & 0x7fff_ffff;
+        // 0 and 1 are the data sockets.
+        *self.next = ((number + 1) & 0x7fff_ffff).max(2);
         number
     }
 }

@@ -7,6 +7,8 @@ use crate::base::rng::Rng;
 use crate::base::rng::Seed;
 use crate::identity::keys::WgSecret;
 use crate::nat::behavior::Mapping;
+use crate::nat::behavior::PortAssignment;
+use crate::punch::turn::Turn;
 use crate::wire::stun;
 
 #[test]
@@ -98,7 +100,7 @@ fn whoever_listens_in_stunt_2_gives_its_syn_up_and_keeps_the_port() {
 fn whoever_is_awaited_begins_at_once_and_catches_up() {
     let round = method::simultaneous::round(&INDEPENDENT);
     let mut story = Story::new(Side::Asked, round);
-    story.attempt.stage = Stage::Waiting { until: story.now + ms(600) };
+    story.attempt.stage = Stage::Waiting { until: story.now + ms(600), round: 0 };
     story.with(|a, h| a.handle_awaited(1, h));
     let StreamOrder::Bind(first) = story.orders()[0] else { panic!("no port") };
     story.with(|a, h| a.handle_awaited(2, h));
@@ -118,6 +120,30 @@ fn a_nat_that_steps_is_met_where_it_will_be() {
     assert_eq!(ports(&own(Mapping::SessionDependent, 2), 3), [20002, 20004, 20006]);
     assert_eq!(ports(&own(Mapping::AddressDependent, -1), 2), [19999, 19998]);
     assert_eq!(guesses(at("203.0.113.5:65534"), &own(Mapping::SessionDependent, 1), 5).len(), 1);
+}
+
+#[test]
+fn behind_a_nat_that_steps_an_attempt_waits_until_the_one_before_has_dialled() {
+    let own = Behavior { mapping: Mapping::SessionDependent, ports: PortAssignment::Delta(1), ..INDEPENDENT };
+    let mut story = Story::new(Side::Asking, method::prediction::round(&own, &INDEPENDENT).unwrap());
+    story.attempt.own = own;
+    let other = AttemptId([1; 16]);
+    assert!(story.turn.take(other, story.now));
+    story.next();
+    assert_eq!(story.orders(), [], "the other one has the turn");
+    story.with(|a, h| a.handle_awaited(2, h));
+    assert_eq!(story.orders(), [], "nor does a peer that waits change that");
+    story.turn.end(other, story.now);
+    story.next();
+    let port = story.bound();
+    let (look, _) = story.opened_one();
+    story.look_answers(look, "203.0.113.5:4000");
+    assert_eq!(story.attempt.poll_ready().unwrap().round, 2, "the one that the peer is in");
+    assert!(!story.turn.take(other, story.now));
+    story.attempt.handle_go(2, vec![at("198.51.100.7:5000")], ms(0), story.now);
+    story.next();
+    assert!(story.opened().iter().any(|(_, dial)| dial.from == Some(port)));
+    assert!(story.turn.take(other, story.now), "whoever has dialled needs it no more");
 }
 
 #[test]
@@ -150,6 +176,7 @@ struct Story {
     now: Instant,
     rng: Rng,
     next: u32,
+    turn: Turn,
 }
 
 impl Story {
@@ -168,11 +195,12 @@ impl Story {
             rounds: vec![round; 2],
         };
         let attempt = Attempt::new(keys, plan, now);
-        Self { attempt, now, rng: Rng::new(Seed([0; 32])), next: 1 }
+        Self { attempt, now, rng: Rng::new(Seed([0; 32])), next: 1, turn: Turn::default() }
     }
 
     fn with<T>(&mut self, act: impl FnOnce(&mut Attempt, &mut Hands<'_>) -> T) -> T {
-        let mut hands = Hands { now: self.now, rng: &mut self.rng, next: &mut self.next };
+        let mut hands =
+            Hands { now: self.now, rng: &mut self.rng, next: &mut self.next, turn: &mut self.turn };
         act(&mut self.attempt, &mut hands)
     }
 

@@ -354,6 +354,7 @@ impl Machine {
                     sent.push(Sent::Open { id, to: dial.to });
                 }
                 Order::Stream(StreamOrder::RaiseTtl(_) | StreamOrder::Bind(_) | StreamOrder::Unbind(_)) => {}
+                Order::Stream(StreamOrder::OpenUdp(_) | StreamOrder::CloseUdp(_)) => {}
                 Order::Stream(StreamOrder::Close(id)) => {
                     self.streams.remove(&id);
                     sent.push(Sent::Close(id));
