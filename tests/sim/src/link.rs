@@ -99,9 +99,6 @@ impl World {
             }
         } else {
             self.schedule(SILENT_FOR, Arrival::LinkSilent { who, link });
-            // What was under way in streams is lost, so they cannot go on.
-            self.server.break_streams(who);
-            self.collect_server();
         }
     }
 

@@ -14,11 +14,9 @@ use ntcp_overlay::base::rng::Seed;
 use ntcp_overlay::base::schedule::Backoff;
 use ntcp_overlay::base::time::Now;
 use ntcp_overlay::base::time::UnixTime;
-use ntcp_overlay::base::transmit::Gone;
 use ntcp_overlay::base::transmit::StreamEvent;
 use ntcp_overlay::base::transmit::StreamOrder;
 use ntcp_overlay::base::transmit::Via;
-use ntcp_overlay::base::transmit::Why;
 use ntcp_overlay::identity::authority::Authority;
 use ntcp_overlay::identity::authority::MEMBER_LIFETIME;
 use ntcp_overlay::identity::authority::validity;
@@ -31,6 +29,7 @@ use ntcp_overlay::identity::keys::SigningKey;
 use ntcp_overlay::identity::keys::WgSecret;
 use ntcp_overlay::identity::names::MemberUri;
 use ntcp_overlay::identity::revocation::RevocationList;
+use ntcp_overlay::nat::behavior::Profile;
 use ntcp_overlay::node::Config;
 use ntcp_overlay::node::Me;
 use ntcp_overlay::node::Node;
@@ -45,6 +44,7 @@ use ntcp_overlay::node::request::Request;
 use ntcp_overlay::node::status::PathKind;
 use ntcp_overlay::node::status::PeerStatus;
 use ntcp_overlay::node::status::Snapshot;
+use ntcp_overlay::path::Transport;
 use ntcp_overlay::wire::broker::FromBroker;
 use ntcp_overlay::wire::broker::Offer;
 use ntcp_overlay::wire::broker::ToBroker;
@@ -53,7 +53,12 @@ use crate::Who;
 use crate::link;
 use crate::ms;
 use crate::net::NatId;
+use crate::oracle::Carrier;
 use crate::server::BROKER;
+use crate::tcp::Host;
+use crate::tcp::Kind;
+use crate::tcp::News;
+use crate::tcp::Segment;
 use crate::trace::Trace;
 use crate::world::Arrival;
 use crate::world::World;
@@ -61,9 +66,7 @@ use crate::world::World;
 /// What a machine sends.
 pub(crate) enum Sent {
     Datagram { to: SocketAddr, bytes: Vec<u8> },
-    Frame { id: StreamId, bytes: Vec<u8> },
-    Open { id: StreamId, to: SocketAddr },
-    Close(StreamId),
+    Segment { from: SocketAddr, to: SocketAddr, segment: Segment },
     Broker(ToBroker),
 }
 
@@ -96,6 +99,8 @@ pub struct Machine {
     pub no_udp: bool,
     /// Its network lets no streams out but the broker's.
     pub no_tcp: bool,
+    /// Peers may be met over TCP too: it listens, and knows what its NATs do.
+    pub tcp: bool,
     /// Its owner has switched UDP off.
     pub udp_off: bool,
     /// Never hears who is in the network, as in one that is larger than a directory.
@@ -122,7 +127,9 @@ pub struct Machine {
     pub(crate) held: Vec<Arrival>,
     pub(crate) backoff: Backoff,
     pub(crate) alarm: Option<Instant>,
+    /// The far ends of the member's streams, as in `engine::member`.
     streams: BTreeMap<StreamId, SocketAddr>,
+    host: Host,
     spun: (Option<Instant>, u32),
     anchor: TrustAnchor,
     out: Output,
@@ -164,6 +171,7 @@ impl Machine {
             node: None,
             no_udp: false,
             no_tcp: false,
+            tcp: false,
             udp_off: false,
             life: 0,
             packets: Vec::new(),
@@ -179,6 +187,7 @@ impl Machine {
             backoff: link::backoff(),
             alarm: None,
             streams: BTreeMap::new(),
+            host: Host::default(),
             spun: (None, 0),
             anchor: authority.anchor().clone(),
             out: Output::default(),
@@ -206,7 +215,8 @@ impl Machine {
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.node.as_ref().map(|node| node.poll_timeout().0)
+        let due = self.node.as_ref().map(|node| node.poll_timeout().0)?;
+        Some(self.host.deadline().map_or(due, |host| due.min(host)))
     }
 
     pub(crate) fn why_awake(&self) -> Option<(Instant, &'static str)> {
@@ -214,6 +224,7 @@ impl Machine {
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Now) {
+        self.host.handle_timeout(now.instant);
         let now = self.clock(now);
         self.with(|node, out| node.handle_timeout(now, out));
     }
@@ -225,23 +236,47 @@ impl Machine {
         }
     }
 
-    pub(crate) fn handle_opened(&mut self, id: StreamId, now: Now) {
-        let now = self.clock(now);
-        let from = self.far_end(id);
-        self.with(|node, out| node.handle_stream(id, StreamEvent::Opened, from, now, out));
+    pub(crate) fn handle_segment(&mut self, from: SocketAddr, to: SocketAddr, kind: Kind, now: Now) {
+        self.host.handle_segment(from, to, kind, now.instant);
     }
 
-    pub(crate) fn handle_closed(&mut self, id: StreamId, why: &str, now: Now) {
+    /// What became of streams is told to the member; false if there is nothing to tell.
+    fn take_news(&mut self, now: Now) -> bool {
         let now = self.clock(now);
-        let from = self.far_end(id);
-        let event = StreamEvent::Closed(Gone::new(Why::Lost, why));
-        self.with(|node, out| node.handle_stream(id, event, from, now, out));
+        let mut any = false;
+        while let Some(news) = self.host.poll_news() {
+            any = true;
+            let (id, event) = match news {
+                News::Accepted { id, port, from } => {
+                    self.streams.insert(id, from);
+                    self.with(|node, out| node.handle_accepted(id, port, from, now, out));
+                    continue;
+                }
+                News::Opened(id) => (id, StreamEvent::Opened),
+                News::Closed(id, gone) => (id, StreamEvent::Closed(gone)),
+                News::Frame(id, mut bytes) => {
+                    if let Some(from) = self.streams.get(&id).copied() {
+                        let event = StreamEvent::Frame(&mut bytes);
+                        self.with(|node, out| node.handle_stream(id, event, from, now, out));
+                    }
+                    continue;
+                }
+            };
+            let over = matches!(event, StreamEvent::Closed(_));
+            if let Some(from) = self.streams.get(&id).copied() {
+                self.with(|node, out| node.handle_stream(id, event, from, now, out));
+            }
+            if over {
+                self.streams.remove(&id);
+            }
+        }
+        any
     }
 
-    pub(crate) fn handle_frame(&mut self, id: StreamId, mut bytes: Vec<u8>, now: Now) {
+    /// What a survey of its NATs has found.
+    pub(crate) fn handle_profile(&mut self, profile: Profile, now: Now) {
         let now = self.clock(now);
-        let from = self.far_end(id);
-        self.with(|node, out| node.handle_stream(id, StreamEvent::Frame(&mut bytes), from, now, out));
+        self.with(|node, out| node.handle_profile(profile, now, out));
     }
 
     /// The connection to the broker is gone.
@@ -280,10 +315,6 @@ impl Machine {
         self.with(|node, out| node.handle_packet(&mut buffer, packet.len(), now, out));
     }
 
-    fn far_end(&self, id: StreamId) -> SocketAddr {
-        self.streams.get(&id).copied().unwrap_or(BROKER)
-    }
-
     /// Lets something happen to the member, if the machine is on.
     pub fn with(&mut self, what: impl FnOnce(&mut Node, &mut Output)) {
         if let Some(node) = &mut self.node {
@@ -301,8 +332,12 @@ impl Machine {
     ) -> Vec<Sent> {
         let mut sent = Vec::new();
         loop {
-            self.take_messages(&mut sent);
-            self.take_orders(&mut sent, records);
+            // As in `engine::member`, orders first: a message may be for a stream that an order opens.
+            self.take_orders(&mut sent, records, now);
+            self.take_messages(&mut sent, now);
+            while let Some((from, to, segment)) = self.host.poll_sent() {
+                sent.push(Sent::Segment { from, to, segment });
+            }
             let notices = std::mem::take(&mut self.out.notices);
             if records {
                 self.notices.extend(notices.into_iter().map(|notice| (now.instant, notice)));
@@ -321,7 +356,8 @@ impl Machine {
                 }
             }
             self.out.packets.clear();
-            if echoes.is_empty() {
+            let told = self.take_news(now);
+            if echoes.is_empty() && !told {
                 return sent;
             }
             echoes.iter().for_each(|echo| self.handle_packet(echo, now));
@@ -330,35 +366,26 @@ impl Machine {
 
     /// Throws away what was to leave the machine; how many messages that were.
     pub fn discard_sent(&mut self) -> usize {
-        let mut sent = Vec::new();
-        self.take_messages(&mut sent);
-        sent.len() + self.out.orders.drain(..).count()
+        let messages = self.out.outbox.sends().len();
+        self.out.outbox.clear();
+        messages + self.out.orders.drain(..).count()
     }
 
-    fn take_messages(&mut self, sent: &mut Vec<Sent>) {
+    fn take_messages(&mut self, sent: &mut Vec<Sent>, now: Now) {
         for transmit in self.out.outbox.sends() {
             let bytes = self.out.outbox.bytes(transmit.range.clone()).to_vec();
-            sent.push(match transmit.via {
-                Via::Udp(_) => Sent::Datagram { to: transmit.to, bytes },
-                Via::Stream(id) => Sent::Frame { id, bytes },
-            });
+            match transmit.via {
+                Via::Udp(_) => sent.push(Sent::Datagram { to: transmit.to, bytes }),
+                Via::Stream(id) => self.host.send(id, bytes, now.instant),
+            }
         }
         self.out.outbox.clear();
     }
 
-    fn take_orders(&mut self, sent: &mut Vec<Sent>, records: bool) {
+    fn take_orders(&mut self, sent: &mut Vec<Sent>, records: bool, now: Now) {
         while let Some(order) = self.out.orders.pop_front() {
             match order {
-                Order::Stream(StreamOrder::Open(id, dial)) => {
-                    self.streams.insert(id, dial.to);
-                    sent.push(Sent::Open { id, to: dial.to });
-                }
-                Order::Stream(StreamOrder::RaiseTtl(_) | StreamOrder::Bind(_) | StreamOrder::Unbind(_)) => {}
-                Order::Stream(StreamOrder::OpenUdp(_) | StreamOrder::CloseUdp(_)) => {}
-                Order::Stream(StreamOrder::Close(id)) => {
-                    self.streams.remove(&id);
-                    sent.push(Sent::Close(id));
-                }
+                Order::Stream(order) => self.work_on_streams(order, now),
                 Order::Broker(ToBroker::List { .. }) if self.uninformed => {}
                 Order::Broker(message) => {
                     if records {
@@ -376,6 +403,42 @@ impl Machine {
             }
         }
     }
+
+    fn work_on_streams(&mut self, order: StreamOrder, now: Now) {
+        match order {
+            StreamOrder::Open(id, dial) => {
+                self.streams.insert(id, dial.to);
+                self.host.open(id, dial, self.inside.ip(), now.instant);
+            }
+            StreamOrder::Close(id) => {
+                self.streams.remove(&id);
+                self.host.close(id);
+            }
+            StreamOrder::RaiseTtl(id) => self.host.raise_ttl(id),
+            StreamOrder::Bind(port) => {
+                let (bound, now) = (self.host.bind(port), self.clock(now));
+                self.with(|node, out| node.handle_bound(port, bound, now, out));
+            }
+            StreamOrder::Unbind(port) => self.host.unbind(port),
+            StreamOrder::OpenUdp(_) | StreamOrder::CloseUdp(_) => {}
+        }
+    }
+
+    /// Ports of attempts that its kernel holds, connections that are not open yet, and open ones.
+    #[must_use]
+    pub fn sockets(&self) -> (usize, usize, usize) {
+        self.host.count()
+    }
+
+    /// Where the member can be met.
+    fn ports(&self) -> Ports {
+        let port = self.inside.port();
+        Ports {
+            udp_v4: if self.udp_off { 0 } else { port },
+            tcp_v4: if self.tcp { port } else { 0 },
+            ..Ports::default()
+        }
+    }
 }
 
 impl World {
@@ -387,6 +450,10 @@ impl World {
         machine.online = false;
         machine.out = Output::default();
         machine.streams.clear();
+        machine.host.clear();
+        if machine.tcp {
+            machine.host.listen(machine.inside.port());
+        }
         machine.backoff = link::backoff();
         let me = Me {
             anchor: machine.anchor.clone(),
@@ -399,7 +466,7 @@ impl World {
             software: "sim".to_owned(),
             mtu: 1380,
             udp: !machine.udp_off,
-            transport: Default::default(),
+            transport: (if machine.tcp { Transport::Auto } else { Transport::Udp }, BTreeMap::new()),
             directory: false,
             relay: true,
             overlay,
@@ -413,9 +480,7 @@ impl World {
         seed[8..12].copy_from_slice(&machine.life.to_le_bytes());
         let now = machine.clock(now);
         let mut node = Node::new(me, config, RevocationList::default(), Seed(seed), now);
-        let (ip, port) = (machine.inside.ip(), machine.inside.port());
-        let port = if machine.udp_off { 0 } else { port };
-        node.handle_network(&[ip], Ports { udp_v4: port, ..Ports::default() }, now, &mut machine.out);
+        node.handle_network(&[machine.inside.ip()], machine.ports(), now, &mut machine.out);
         machine.node = Some(node);
         self.dial(who);
         self.collect(who);
@@ -430,7 +495,8 @@ impl World {
         machine.link += 1;
         machine.held.clear();
         machine.out = Output::default();
-        self.server.break_streams(who);
+        machine.host.clear();
+        machine.streams.clear();
         if noticed {
             self.server.disconnect(who, link, self.now);
         }
@@ -448,15 +514,12 @@ impl World {
         let machine = &mut self.machines[who.0];
         machine.nat = nat;
         machine.inside.set_ip(ip.into());
-        let (ip, port) = (machine.inside.ip(), machine.inside.port());
-        let ports = Ports { udp_v4: port, ..Ports::default() };
+        let (ip, ports) = (machine.inside.ip(), machine.ports());
         self.at_member(who, |m| m.with(|node, out| node.handle_network(&[ip], ports, now, out)));
     }
 
-    /// The same as people do it: the connection to the broker and all streams break, and are made anew.
+    /// The same as people do it: the connection to the broker breaks, and is made anew.
     pub fn roam(&mut self, who: Who, nat: Option<NatId>, ip: Ipv4Addr) {
-        self.server.break_streams(who);
-        self.collect_server();
         self.move_to(who, nat, ip);
         if self.machines[who.0].node.is_some() {
             let now = self.now;
@@ -531,6 +594,18 @@ impl World {
     /// What carries to one peer.
     pub fn path(&mut self, who: Who, of: Who) -> PathKind {
         self.peer(who, of).path
+    }
+
+    /// What each sends to the other by, if that is the same.
+    pub fn carrier(&mut self, a: Who, b: Who) -> Option<Carrier> {
+        let of = |path: PathKind| match path {
+            PathKind::DirectUdp(_) => Some(Carrier::Udp),
+            PathKind::DirectTcp(..) => Some(Carrier::Tcp),
+            PathKind::Relay { .. } => Some(Carrier::Relay),
+            PathKind::None => None,
+        };
+        let there = of(self.path(a, b));
+        there.filter(|there| of(self.path(b, a)) == Some(*there))
     }
 
     /// Whether each sends to the other directly.

@@ -1,5 +1,5 @@
-//! A NAT for datagrams, as a value: mapping, filtering and port assignment by RFC 4787's words, hairpin, and mappings that
-//! die of silence.
+//! A NAT as a value: mapping, filtering and port assignment by RFC 4787's words, hairpin, and mappings that die of silence.
+//! What is here alone is for datagrams; what TCP has besides is in `tcp::nat`.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,6 +10,9 @@ use std::time::Instant;
 
 use ntcp_overlay::base::rng::Rng;
 use ntcp_overlay::base::rng::Seed;
+
+use crate::tcp::nat::Table;
+use crate::tcp::nat::Tcp;
 
 /// Linux conntrack's default for flows without an answer; the shortest in common use.
 const LIFETIME: Duration = Duration::from_secs(30);
@@ -62,8 +65,10 @@ pub struct Behavior {
     pub ports: Ports,
     /// Whether hosts behind it reach each other by their external addresses (RFC 4787 6); the source is then external.
     pub hairpin: bool,
-    /// A mapping is forgotten after so much silence in both directions.
+    /// A mapping is forgotten after so much silence in both directions. TCP's have lifetimes of their own.
     pub lifetime: Duration,
+    /// What else it does with TCP.
+    pub tcp: Tcp,
 }
 
 /// Port-restricted: the common home router.
@@ -77,7 +82,8 @@ pub const SYMMETRIC: Behavior = simple(Mapping::AddressAndPortDependent, Filteri
 /// A NAT without hairpin, with ports that step by 7 and the usual lifetime.
 #[must_use]
 pub const fn simple(mapping: Mapping, filtering: Filtering) -> Behavior {
-    Behavior { mapping, filtering, ports: Ports::Stepping(7), hairpin: false, lifetime: LIFETIME }
+    let (ports, tcp) = (Ports::Stepping(7), Tcp::LINUX);
+    Behavior { mapping, filtering, ports, hairpin: false, lifetime: LIFETIME, tcp }
 }
 
 /// One NAT.
@@ -87,10 +93,11 @@ pub struct Nat {
     pub public: Ipv4Addr,
     /// What it does.
     pub behavior: Behavior,
+    /// Its sessions of TCP.
+    pub(crate) tcp: Table,
     by_port: BTreeMap<u16, Flow>,
     by_key: BTreeMap<(SocketAddr, Option<IpAddr>, Option<u16>), u16>,
-    next_port: u16,
-    rng: Rng,
+    allotment: Allotment,
     swept: Option<Instant>,
 }
 
@@ -105,15 +112,13 @@ struct Flow {
 
 impl Nat {
     pub(crate) fn new(public: Ipv4Addr, behavior: Behavior) -> Self {
-        let mut seed = [0; 32];
-        seed[..4].copy_from_slice(&public.octets());
         Self {
             public,
             behavior,
+            tcp: Table::new(public),
             by_port: BTreeMap::new(),
             by_key: BTreeMap::new(),
-            next_port: FIRST_PORT,
-            rng: Rng::new(Seed(seed)),
+            allotment: Allotment::new(public, 0),
             swept: None,
         }
     }
@@ -171,7 +176,8 @@ impl Nat {
     pub fn reboot(&mut self) {
         self.by_port.clear();
         self.by_key.clear();
-        self.next_port = FIRST_PORT + (self.next_port + 1000) % 30_000;
+        self.allotment.skip();
+        self.tcp.clear();
     }
 
     /// How many mappings are alive.
@@ -180,19 +186,16 @@ impl Nat {
         self.by_port.values().filter(|flow| now < flow.used + self.behavior.lifetime).count()
     }
 
+    /// How many sessions of TCP it remembers.
+    #[must_use]
+    pub fn sessions(&self, now: Instant) -> usize {
+        self.tcp.sessions(now)
+    }
+
     fn free_port(&mut self, inside: u16, now: Instant) -> u16 {
-        let mut port = match self.behavior.ports {
-            Ports::Kept => inside,
-            Ports::Stepping(by) => {
-                self.next_port = FIRST_PORT + (self.next_port - FIRST_PORT + by) % 40_000;
-                self.next_port
-            }
-            Ports::Random => 1024 + u16::try_from(self.rng.below(64_512)).unwrap_or(0),
-        };
-        let lifetime = self.behavior.lifetime;
-        while self.by_port.get(&port).is_some_and(|flow| now < flow.used + lifetime) {
-            port = port.wrapping_add(1).max(1024);
-        }
+        let (lifetime, by_port) = (self.behavior.lifetime, &self.by_port);
+        let taken = |port| by_port.get(&port).is_some_and(|flow| now < flow.used + lifetime);
+        let port = self.allotment.next(self.behavior.ports, inside, taken);
         if let Some(stale) = self.by_port.remove(&port) {
             self.by_key.remove(&stale.key);
         }
@@ -211,6 +214,44 @@ impl Nat {
         });
         let by_port = &self.by_port;
         self.by_key.retain(|_, port| by_port.contains_key(port));
+    }
+}
+
+/// How one transport's outside ports are given out.
+#[derive(Debug)]
+pub(crate) struct Allotment {
+    last: u16,
+    rng: Rng,
+}
+
+impl Allotment {
+    /// Its chances are those of the NAT's address, and of the transport's number.
+    pub(crate) fn new(public: Ipv4Addr, transport: u8) -> Self {
+        let mut seed = [0; 32];
+        seed[..4].copy_from_slice(&public.octets());
+        seed[4] = transport;
+        Self { last: FIRST_PORT, rng: Rng::new(Seed(seed)) }
+    }
+
+    /// A port for the inside's, none that is taken.
+    pub(crate) fn next(&mut self, ports: Ports, inside: u16, taken: impl Fn(u16) -> bool) -> u16 {
+        let mut port = match ports {
+            Ports::Kept => inside,
+            Ports::Stepping(by) => {
+                self.last = FIRST_PORT + (self.last - FIRST_PORT + by) % 40_000;
+                self.last
+            }
+            Ports::Random => 1024 + u16::try_from(self.rng.below(64_512)).unwrap_or(0),
+        };
+        while taken(port) {
+            port = port.wrapping_add(1).max(1024);
+        }
+        port
+    }
+
+    /// Those given out from now on have nothing to do with those before.
+    pub(crate) fn skip(&mut self) {
+        self.last = FIRST_PORT + (self.last + 1000) % 30_000;
     }
 }
 

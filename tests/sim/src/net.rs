@@ -79,16 +79,25 @@ pub struct Sent {
     pub after: Option<Duration>,
 }
 
+/// The way of something through the NATs before its sender.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Way {
+    /// What becomes of it.
+    pub(crate) sent: Sent,
+    /// Whether it crosses the middle of the internet.
+    pub(crate) crosses: bool,
+}
+
 /// All realms, NATs and links.
 #[derive(Debug)]
 pub struct Net {
     /// The NATs.
     pub nats: Vec<Nat>,
-    /// Pairs of public addresses between which no datagram passes, in this direction.
+    /// Pairs of public addresses between which nothing passes, in this direction.
     pub blocked: BTreeSet<(IpAddr, IpAddr)>,
     /// Whether the regions of the internet are cut off from each other.
     pub split: bool,
-    /// Share of all datagrams that get lost, beside what links lose.
+    /// Share of all datagrams and segments that get lost, beside what links lose.
     pub loss: f64,
     /// The NAT before each realm; the internet has none.
     gateways: Vec<Option<NatId>>,
@@ -174,6 +183,11 @@ impl Net {
         self.owners.get(&(realm, ip)).copied()
     }
 
+    /// The NATs before whoever is behind `nat`, the innermost first.
+    pub(crate) fn before(&self, nat: Option<NatId>) -> impl Iterator<Item = NatId> {
+        std::iter::successors(nat, |nat| self.gateways[self.outsides[nat.0].0])
+    }
+
     /// Sends a datagram from `from` in `realm`: outward through NATs until somebody has the destination's address.
     pub(crate) fn send(
         &mut self,
@@ -183,6 +197,20 @@ impl Net {
         now: Instant,
         rng: &mut Rng,
     ) -> Sent {
+        let way = self.route(realm, from, to, rng, |nat, _, source| Some(nat.outward(source, to, now)));
+        way.map_or(Sent { from, realm, after: None }, |way| way.sent)
+    }
+
+    /// The way of something from `from` in `realm`, which `outward` takes out through each NAT: told the realm out there
+    /// and the source in here, it answers the source out there, or `None` if it goes no further.
+    pub(crate) fn route(
+        &mut self,
+        realm: Realm,
+        from: SocketAddr,
+        to: SocketAddr,
+        rng: &mut Rng,
+        mut outward: impl FnMut(&mut Nat, Realm, SocketAddr) -> Option<SocketAddr>,
+    ) -> Option<Way> {
         let (mut at, mut source, mut left) = (realm, from, None);
         loop {
             if let Some(owner) = self.owner(at, to.ip()) {
@@ -193,16 +221,18 @@ impl Net {
                     None if at == INTERNET => self.cross(source.ip(), to.ip(), rng),
                     None => Some(ON_THE_LAN),
                 };
-                return Sent { from: source, realm: at, after };
+                let crosses = at == INTERNET && returns.is_none();
+                return Some(Way { sent: Sent { from: source, realm: at, after }, crosses });
             }
             let Some(nat) = self.gateways[at.0] else {
                 // Nobody has the address; who injects datagrams may want to see what is sent there all the same.
                 let is_public = matches!(to.ip(), IpAddr::V4(v4) if !v4.is_private() && !is_shared(v4));
                 let after = is_public.then(|| self.cross(source.ip(), to.ip(), rng)).flatten();
-                return Sent { from: source, realm: at, after };
+                return Some(Way { sent: Sent { from: source, realm: at, after }, crosses: true });
             };
-            source = self.nats[nat.0].outward(source, to, now);
-            (at, left) = (self.outsides[nat.0], Some(nat));
+            let outside = self.outsides[nat.0];
+            source = outward(&mut self.nats[nat.0], outside, source)?;
+            (at, left) = (outside, Some(nat));
         }
     }
 
@@ -231,14 +261,25 @@ impl Net {
         to: SocketAddr,
         now: Instant,
     ) -> Result<Owner, Lost> {
+        self.admit(realm, to, |nat, _, port| nat.inward(from, port, now)).map(|(owner, _)| owner)
+    }
+
+    /// Who gets something that arrived for `to` in `realm`, and at which address, if `inward` takes it in through each NAT:
+    /// told the realm out there and the port that it arrived at, it answers where it goes in here.
+    pub(crate) fn admit(
+        &mut self,
+        realm: Realm,
+        to: SocketAddr,
+        mut inward: impl FnMut(&mut Nat, Realm, u16) -> Option<SocketAddr>,
+    ) -> Result<(Owner, SocketAddr), Lost> {
         let (mut at, mut to) = (realm, to);
         loop {
             match self.owner(at, to.ip()) {
                 Some(Owner::Nat(nat)) => {
-                    to = self.nats[nat.0].inward(from, to.port(), now).ok_or(Lost::Filtered)?;
+                    to = inward(&mut self.nats[nat.0], at, to.port()).ok_or(Lost::Filtered)?;
                     at = self.behind(Some(nat));
                 }
-                Some(owner) => return Ok(owner),
+                Some(owner) => return Ok((owner, to)),
                 None => return Err(Lost::Nobody),
             }
         }

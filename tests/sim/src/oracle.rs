@@ -13,6 +13,17 @@ use std::collections::BTreeSet;
 use crate::nat::Filtering;
 use crate::nat::Mapping;
 
+/// By what two members can send to each other.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Carrier {
+    /// Datagrams, straight.
+    Udp,
+    /// A TCP connection, straight.
+    Tcp,
+    /// A relay.
+    Relay,
+}
+
 /// An outside endpoint of one side, by what it was made for.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Endpoint {

@@ -44,6 +44,9 @@ use ntcp_overlay::wire::stun;
 
 use crate::Who;
 use crate::secs;
+use crate::tcp::Host;
+use crate::tcp::News;
+use crate::tcp::Segment;
 
 /// The broker, for control connections and for registrations.
 pub const BROKER: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 6060);
@@ -67,8 +70,7 @@ pub(crate) enum Sent {
     Datagram { from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
     Message(Who, u32, FromBroker),
     Reset(Who, u32),
-    Frame(Who, StreamId, Vec<u8>),
-    Close(Who, StreamId),
+    Segment { from: SocketAddr, to: SocketAddr, segment: Segment },
 }
 
 /// The broker and the relays.
@@ -85,20 +87,21 @@ pub struct Server {
     lives: u8,
     registrations: HashMap<RegistrationId, ([u8; 32], u64)>,
     keys: BTreeMap<Who, [u8; 32]>,
+    /// The broker's TCP, for those who ask what theirs looks like, and where they are.
+    looks: Host,
+    sources: BTreeMap<StreamId, SocketAddr>,
     actions: Vec<Action>,
     outbox: Outbox,
     sent: VecDeque<Sent>,
     second: Instant,
 }
 
-/// A relay, and the streams that lead to it.
+/// A relay, and the TCP of its machine.
 struct RelayHost {
     at: SocketAddr,
     relay: Option<Relay>,
     lives: u8,
-    streams: BTreeMap<StreamId, (Who, StreamId)>,
-    ours: HashMap<(Who, StreamId), StreamId>,
-    next_stream: u32,
+    tcp: Host,
 }
 
 impl Server {
@@ -115,6 +118,8 @@ impl Server {
             lives: 0,
             registrations: HashMap::new(),
             keys: BTreeMap::new(),
+            looks: Host::default(),
+            sources: BTreeMap::new(),
             actions: Vec::new(),
             outbox: Outbox::default(),
             sent: VecDeque::new(),
@@ -132,15 +137,7 @@ impl Server {
         let name = if n == 0 { "relay".to_owned() } else { format!("relay-{n}") };
         let certificate = relay_certificate(authority, &name, &secret, now.unix);
         self.announced.push((certificate, at));
-        let host = RelayHost {
-            at,
-            relay: None,
-            lives: 0,
-            streams: BTreeMap::new(),
-            ours: HashMap::new(),
-            next_stream: 1,
-        };
-        self.relays.push(host);
+        self.relays.push(RelayHost { at, relay: None, lives: 0, tcp: Host::default() });
         self.start_relay(usize::from(n), now);
         self.announce_relays();
     }
@@ -155,10 +152,7 @@ impl Server {
     pub fn stop_relay(&mut self, n: usize) {
         let host = &mut self.relays[n];
         host.relay = None;
-        host.ours.clear();
-        for (who, theirs) in std::mem::take(&mut host.streams).into_values() {
-            self.sent.push_back(Sent::Close(who, theirs));
-        }
+        host.tcp.end();
     }
 
     /// A relay's program starts: it knows nobody.
@@ -169,6 +163,7 @@ impl Server {
         let mut relay = Relay::new(Config::default(), secret, Seed([host.lives; 32]), now);
         relay.authorise_broker(broker_key().public());
         host.relay = Some(relay);
+        host.tcp.listen(host.at.port());
     }
 
     /// How many relays there are.
@@ -214,6 +209,7 @@ impl Server {
     /// Ends the broker's program.
     pub(crate) fn stop_broker(&mut self) {
         self.broker = None;
+        self.looks.end();
         self.of.clear();
         self.registrations.clear();
         self.actions.clear();
@@ -238,6 +234,7 @@ impl Server {
         self.lives += 1;
         let none = RevocationList::default();
         self.broker = Some(Broker::new(settings, directory, none, Vec::new(), Seed([self.lives; 32])));
+        self.looks.listen(BROKER.port());
         self.announce_relays();
     }
 
@@ -294,7 +291,7 @@ impl Server {
         if let Some(relay) = &mut self.relays[n].relay {
             relay.handle_message(Via::Udp(SocketId::V4), from, bytes, now, &mut self.outbox);
         }
-        self.take_outbox(n);
+        self.take_outbox(n, now);
     }
 
     fn register(&mut self, from: SocketAddr, bytes: &[u8], now: Now) {
@@ -315,67 +312,59 @@ impl Server {
         broker.handle_mapped(id, from, now, &mut self.actions);
     }
 
-    /// A member's stream to a relay comes up; false if nobody listens there.
-    pub(crate) fn accept(
-        &mut self,
-        from: Who,
-        theirs: StreamId,
-        to: SocketAddr,
-        source: SocketAddr,
-        now: Now,
-    ) -> bool {
-        let Some(host) = self.relays.iter_mut().find(|host| host.at == to) else { return false };
-        let Some(relay) = &mut host.relay else { return false };
-        let id = StreamId(host.next_stream);
-        host.next_stream += 1;
-        host.streams.insert(id, (from, theirs));
-        host.ours.insert((from, theirs), id);
-        relay.handle_stream_accepted(id, source, now);
-        true
+    pub(crate) fn handle_segment(&mut self, from: SocketAddr, to: SocketAddr, segment: Segment, now: Now) {
+        if to.ip() == BROKER.ip() {
+            self.looks.handle_segment(from, to, segment.kind, now.instant);
+            self.answer_looks(now);
+        } else if let Some(n) = self.relays.iter().position(|host| host.at.ip() == to.ip()) {
+            self.relays[n].tcp.handle_segment(from, to, segment.kind, now.instant);
+            self.take_news(n, now);
+        }
     }
 
-    pub(crate) fn handle_frame(&mut self, from: Who, theirs: StreamId, bytes: &[u8], now: Now) {
-        for n in 0..self.relays.len() {
-            let host = &mut self.relays[n];
-            if let (Some(id), Some(relay)) = (host.ours.get(&(from, theirs)), &mut host.relay) {
-                relay.handle_frame(*id, bytes, now, &mut self.outbox);
-                self.take_outbox(n);
+    /// Whoever asks over TCP what the connection looks like is told, if he is registered.
+    fn answer_looks(&mut self, now: Now) {
+        while let Some(news) = self.looks.poll_news() {
+            match news {
+                News::Accepted { id, from, .. } => drop(self.sources.insert(id, from)),
+                News::Frame(id, bytes) => match self.looked_at(id, &bytes) {
+                    Some(answer) => self.looks.send(id, answer, now.instant),
+                    None => self.looks.close(id),
+                },
+                News::Closed(id, _) => drop(self.sources.remove(&id)),
+                News::Opened(_) => {}
             }
         }
     }
 
-    pub(crate) fn handle_closed(&mut self, from: Who, theirs: StreamId) {
-        for host in &mut self.relays {
-            if let (Some(id), Some(relay)) = (host.ours.remove(&(from, theirs)), &mut host.relay) {
-                host.streams.remove(&id);
-                relay.handle_stream_closed(id);
-            }
-        }
+    fn looked_at(&self, id: StreamId, bytes: &[u8]) -> Option<Vec<u8>> {
+        let received = stun::Received::parse(bytes).ok()?;
+        let name = received.message.username()?.try_into().ok()?;
+        let (key, _) = self.registrations.get(&RegistrationId(u64::from_be_bytes(name)))?;
+        let source = self.sources.get(&id).filter(|_| received.is_authentic(key))?;
+        let answer = received.message.success().with(stun::Attribute::XorMappedAddress(*source));
+        Some(answer.emit(stun::Integrity::Sha256(key)))
     }
 
-    /// All streams of a member break.
-    pub(crate) fn break_streams(&mut self, who: Who) {
-        for host in &mut self.relays {
-            let theirs: Vec<(StreamId, StreamId)> = host
-                .streams
-                .iter()
-                .filter(|(_, (of, _))| *of == who)
-                .map(|(id, (_, theirs))| (*id, *theirs))
-                .collect();
-            for (id, theirs) in theirs {
-                host.streams.remove(&id);
-                host.ours.remove(&(who, theirs));
-                if let Some(relay) = &mut host.relay {
-                    relay.handle_stream_closed(id);
-                }
-                self.sent.push_back(Sent::Close(who, theirs));
+    /// What became of streams to a relay.
+    fn take_news(&mut self, n: usize, now: Now) {
+        let host = &mut self.relays[n];
+        while let Some(news) = host.tcp.poll_news() {
+            let Some(relay) = &mut host.relay else { continue };
+            match news {
+                News::Accepted { id, from, .. } => relay.handle_stream_accepted(id, from, now),
+                News::Frame(id, bytes) => relay.handle_frame(id, &bytes, now, &mut self.outbox),
+                News::Closed(id, _) => relay.handle_stream_closed(id),
+                News::Opened(_) => {}
             }
         }
+        self.take_outbox(n, now);
     }
 
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let relays = self.relays.iter().filter_map(|host| host.relay.as_ref()?.poll_timeout());
-        relays.chain([self.second]).min()
+        let hosts = self.relays.iter().map(|host| &host.tcp).chain([&self.looks]);
+        relays.chain(hosts.filter_map(Host::deadline)).chain([self.second]).min()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Now) {
@@ -385,14 +374,19 @@ impl Server {
                 broker.handle_timeout(now, &mut self.actions);
             }
         }
-        for host in &mut self.relays {
+        for n in 0..self.relays.len() {
+            let host = &mut self.relays[n];
+            host.tcp.handle_timeout(now.instant);
             if let Some(relay) = &mut host.relay {
                 relay.handle_timeout(now);
             }
+            self.take_news(n, now);
         }
+        self.looks.handle_timeout(now.instant);
+        self.answer_looks(now);
     }
 
-    fn take_outbox(&mut self, n: usize) {
+    fn take_outbox(&mut self, n: usize, now: Now) {
         let host = &mut self.relays[n];
         for transmit in self.outbox.sends() {
             let bytes = self.outbox.bytes(transmit.range.clone()).to_vec();
@@ -400,11 +394,7 @@ impl Server {
                 Via::Udp(_) => {
                     self.sent.push_back(Sent::Datagram { from: host.at, to: transmit.to, bytes });
                 }
-                Via::Stream(id) => {
-                    if let Some((who, theirs)) = host.streams.get(&id) {
-                        self.sent.push_back(Sent::Frame(*who, *theirs, bytes));
-                    }
-                }
+                Via::Stream(id) => host.tcp.send(id, bytes, now.instant),
             }
         }
         self.outbox.clear();
@@ -413,10 +403,13 @@ impl Server {
     pub(crate) fn take_sent(&mut self) -> Vec<Sent> {
         for host in &mut self.relays {
             while let Some(id) = host.relay.as_mut().and_then(Relay::poll_close) {
-                if let Some((who, theirs)) = host.streams.remove(&id) {
-                    host.ours.remove(&(who, theirs));
-                    self.sent.push_back(Sent::Close(who, theirs));
-                }
+                host.tcp.close(id);
+            }
+        }
+        let hosts = self.relays.iter_mut().map(|host| &mut host.tcp).chain([&mut self.looks]);
+        for host in hosts {
+            while let Some((from, to, segment)) = host.poll_sent() {
+                self.sent.push_back(Sent::Segment { from, to, segment });
             }
         }
         for action in std::mem::take(&mut self.actions) {

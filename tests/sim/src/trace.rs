@@ -1,7 +1,7 @@
 //! What happened, as one number and a few counts: two runs of one seed must agree in all of it.
 //!
 //! Into the number goes every datagram (when, from, to, how long, which kind), every message between members and the
-//! broker (when, who, which), every event of a stream and every packet that came out of a tunnel. What is *in* sealed
+//! broker (when, who, which), every segment of TCP and every packet that came out of a tunnel. What is *in* sealed
 //! messages does not: ephemeral keys and the serial numbers of certificates are the system's true randomness, and lengths
 //! of messages that bear certificates vary with it. Nothing that a member decides depends on those bytes, so nothing that
 //! can be seen from outside may either.
@@ -13,6 +13,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use ntcp_overlay::wire::demux;
+
+use crate::tcp::Kind;
 
 /// FNV-1a, 64 bits: the offset and the prime.
 const FNV: (u64, u64) = (0xcbf2_9ce4_8422_2325, 0x0000_0100_0000_01b3);
@@ -32,6 +34,10 @@ pub struct Trace {
     pub handshakes: u64,
     /// Of these, through a relay.
     pub relayed: u64,
+    /// Segments of TCP sent, and ICMP errors about them.
+    pub segments: u64,
+    /// Of these, SYNs.
+    pub syns: u64,
     /// Messages between members and the broker.
     pub control: u64,
     /// Introductions that the broker made.
@@ -50,6 +56,8 @@ impl Default for Trace {
             stun: 0,
             handshakes: 0,
             relayed: 0,
+            segments: 0,
+            syns: 0,
             control: 0,
             introductions: 0,
             packets: 0,
@@ -77,6 +85,13 @@ impl Trace {
             demux::Kind::Unknown => 8,
         };
         self.mix(&[nanos(at), address(from), address(to), bytes.len() as u64, kind]);
+    }
+
+    /// A segment leaves.
+    pub(crate) fn segment(&mut self, at: Duration, from: SocketAddr, to: SocketAddr, kind: &Kind) {
+        self.segments += 1;
+        self.syns += u64::from(matches!(kind, Kind::Syn(_)));
+        self.mix(&[nanos(at), address(from), address(to), kind.code()]);
     }
 
     /// A message between a member and the broker.

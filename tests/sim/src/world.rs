@@ -8,7 +8,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use std::time::Instant;
 
-use ntcp_overlay::base::id::StreamId;
 use ntcp_overlay::base::rng::Rng;
 use ntcp_overlay::base::rng::Seed;
 use ntcp_overlay::base::time::Now;
@@ -33,10 +32,15 @@ use crate::net::TO_THE_MIDDLE;
 use crate::secs;
 use crate::server;
 use crate::server::Server;
+use crate::tcp::SeenSegment;
+use crate::tcp::Segment;
 use crate::trace::Trace;
 
 /// How often a value may ask to be woken at one and the same moment before it counts as spinning.
 const MAX_SPINS: u32 = 12;
+
+/// From the broker's welcome to what decides how peers are met (docs/nat.md: 5 s at most, 2.5 s in the lab).
+const SURVEY: Duration = ms(2500);
 
 /// A datagram as it crossed the middle of the internet, or a LAN.
 #[derive(Clone, Debug)]
@@ -61,13 +65,8 @@ pub(crate) enum Arrival {
     LinkSilent { who: Who, link: u32 },
     AtBroker { from: Who, link: u32, message: ToBroker },
     AtMember { to: Who, link: u32, message: FromBroker },
-    StreamAtRelay { from: Who, life: u32, id: StreamId, to: SocketAddr },
-    StreamRefused { to: Who, life: u32, id: StreamId },
-    StreamOpened { to: Who, life: u32, id: StreamId },
-    FrameAtRelay { from: Who, life: u32, id: StreamId, bytes: Vec<u8> },
-    FrameAtMember { to: Who, life: u32, id: StreamId, bytes: Vec<u8> },
-    CloseAtRelay { from: Who, life: u32, id: StreamId },
-    CloseAtMember { to: Who, life: u32, id: StreamId },
+    Segment { realm: Realm, from: SocketAddr, to: SocketAddr, segment: Segment },
+    Surveyed { who: Who, link: u32 },
 }
 
 /// In order of time, then in the order in which it was sent.
@@ -118,6 +117,8 @@ pub struct World {
     pub records: bool,
     /// Every datagram that was sent, lost ones too.
     pub wire: Vec<Seen>,
+    /// Every segment of TCP that was sent, lost ones too.
+    pub segments: Vec<SeenSegment>,
     /// Datagrams to addresses that no machine of the world has.
     pub nobody: Vec<Seen>,
     pub(crate) rng: Rng,
@@ -167,6 +168,7 @@ impl World {
             trace: Trace::default(),
             records: true,
             wire: Vec::new(),
+            segments: Vec::new(),
             nobody: Vec::new(),
             rng: Rng::new(Seed(bytes)),
             queue: BinaryHeap::new(),
@@ -340,45 +342,21 @@ impl World {
             Arrival::AtMember { to, link, message } => {
                 if self.machines[to.0].link == link {
                     self.trace.control(now.instant - self.start, to.0, &message);
+                    if matches!(&message, FromBroker::Registered(_)) && self.machines[to.0].tcp {
+                        self.schedule(SURVEY, Arrival::Surveyed { who: to, link });
+                    }
                     let asked = matches!(&message, FromBroker::Offer(offer) if offer.request.is_some());
                     self.trace.introductions += u64::from(asked);
                     let key = self.server.key_of(to);
                     self.at_member(to, |m| m.handle_broker(message, key, now));
                 }
             }
-            Arrival::StreamAtRelay { from, life, id, to } => {
-                let source = SocketAddr::new(self.outside(from), 40_000 + (id.0 % 20_000) as u16);
-                if self.machines[from.0].life != life {
-                } else if self.reaches_servers(from) && self.server.accept(from, id, to, source, now) {
-                    self.schedule(TO_THE_MIDDLE * 2, Arrival::StreamOpened { to: from, life, id });
-                    self.collect_server();
-                } else {
-                    self.schedule(TO_THE_MIDDLE * 2, Arrival::StreamRefused { to: from, life, id });
+            Arrival::Segment { realm, from, to, segment } => self.deliver_segment(realm, from, to, segment),
+            Arrival::Surveyed { who, link } => {
+                if self.machines[who.0].link == link {
+                    let profile = self.survey(who);
+                    self.at_member(who, |m| m.handle_profile(profile, now));
                 }
-            }
-            Arrival::StreamRefused { to, life, id } => {
-                self.at_life(to, life, |m| m.handle_closed(id, "no route to host", now));
-            }
-            Arrival::StreamOpened { to, life, id } => self.at_life(to, life, |m| m.handle_opened(id, now)),
-            Arrival::FrameAtRelay { from, life, id, bytes } => {
-                if self.machines[from.0].life == life && self.reaches_servers(from) {
-                    self.server.handle_frame(from, id, &bytes, now);
-                    self.collect_server();
-                }
-            }
-            Arrival::FrameAtMember { to, life, id, bytes } => {
-                if self.reaches_servers(to) {
-                    self.at_life(to, life, |m| m.handle_frame(id, bytes, now));
-                }
-            }
-            Arrival::CloseAtRelay { from, life, id } => {
-                if self.machines[from.0].life == life {
-                    self.server.handle_closed(from, id);
-                    self.collect_server();
-                }
-            }
-            Arrival::CloseAtMember { to, life, id } => {
-                self.at_life(to, life, |m| m.handle_closed(id, "reset", now));
             }
         }
     }
@@ -408,35 +386,14 @@ impl World {
         self.collect(who);
     }
 
-    /// The same, if the machine has not been switched off since.
-    fn at_life(&mut self, who: Who, life: u32, what: impl FnOnce(&mut Machine)) {
-        if self.machines[who.0].life == life {
-            self.trace.event(self.now.instant - self.start, who.0, 3);
-            self.at_member(who, what);
-        }
-    }
-
     pub(crate) fn collect(&mut self, who: Who) {
         let (now, records) = (self.now, self.records);
         let sent = self.machines[who.0].take_sent(now, records, &mut self.trace, self.start);
-        let (life, link) = (self.machines[who.0].life, self.machines[who.0].link);
+        let link = self.machines[who.0].link;
         for sent in sent {
             match sent {
                 machine::Sent::Datagram { to, bytes } => self.send(who, to, bytes),
-                machine::Sent::Frame { id, bytes } => {
-                    self.schedule(TO_THE_MIDDLE * 2, Arrival::FrameAtRelay { from: who, life, id, bytes });
-                }
-                machine::Sent::Open { id, to } => {
-                    if self.machines[who.0].no_tcp || !server::is_here(to.ip()) {
-                        self.schedule(ms(10), Arrival::StreamRefused { to: who, life, id });
-                    } else {
-                        let arrival = Arrival::StreamAtRelay { from: who, life, id, to };
-                        self.schedule(TO_THE_MIDDLE * 2, arrival);
-                    }
-                }
-                machine::Sent::Close(id) => {
-                    self.schedule(TO_THE_MIDDLE * 2, Arrival::CloseAtRelay { from: who, life, id });
-                }
+                machine::Sent::Segment { from, to, segment } => self.send_segment(who, from, to, segment),
                 machine::Sent::Broker(message) => {
                     self.control(who, Arrival::AtBroker { from: who, link, message });
                 }
@@ -475,13 +432,8 @@ impl World {
                 server::Sent::Reset(who, link) => {
                     self.control(who, Arrival::LinkReset { who, link });
                 }
-                server::Sent::Frame(to, id, bytes) => {
-                    let life = self.machines[to.0].life;
-                    self.schedule(TO_THE_MIDDLE * 2, Arrival::FrameAtMember { to, life, id, bytes });
-                }
-                server::Sent::Close(to, id) => {
-                    let life = self.machines[to.0].life;
-                    self.schedule(TO_THE_MIDDLE * 2, Arrival::CloseAtMember { to, life, id });
+                server::Sent::Segment { from, to, segment } => {
+                    self.route_segment(INTERNET, from, to, segment);
                 }
             }
         }

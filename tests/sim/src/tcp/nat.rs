@@ -1,0 +1,277 @@
+//! A NAT for TCP: mappings as for datagrams, and a session for each connection, as netfilter's conntrack has them.
+//!
+//! A SYN that leaves opens a session, and lets in what answers it: a SYN-ACK to its number, a SYN that crosses it, a RST. A
+//! RST closes it again. A SYN-ACK leaves only if its number is that of the last SYN which left, or if none did: so a port
+//! that has given up a SYN cannot take a connection from there ([`Tcp::windows`]).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::SocketAddr;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::segment::Kind;
+use crate::nat::Allotment;
+use crate::nat::Behavior;
+use crate::nat::Filtering;
+use crate::nat::Mapping;
+use crate::secs;
+
+/// How long a session lives in each phase (Linux: SYN_SENT, CLOSE; RFC 5382, REQ-5).
+const OPENING: Duration = secs(120);
+const CLOSED: Duration = secs(10);
+const OPEN: Duration = secs(2 * 3600 + 4 * 60);
+
+/// What a NAT does with TCP, besides mapping and filtering it by the same words as datagrams.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Tcp {
+    /// Every session has a port of its own, also the second one to the same place.
+    pub per_session: bool,
+    /// A SYN from outside never passes, not even from where one was sent to.
+    pub never_syn: bool,
+    /// Sequence numbers must fit those seen before.
+    pub windows: bool,
+    /// A RST or an ICMP error from outside ends the mapping, and not the session alone.
+    pub fragile: bool,
+    /// What a SYN gets that may not pass.
+    pub refusal: Refusal,
+}
+
+impl Tcp {
+    /// As netfilter behind a firewall that drops.
+    pub const LINUX: Self =
+        Self { per_session: false, never_syn: false, windows: true, fragile: false, refusal: Refusal::Drop };
+}
+
+/// What a SYN gets that may not pass.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Refusal {
+    /// Silence.
+    Drop,
+    /// A RST.
+    Reset,
+    /// ICMP: unreachable.
+    Unreachable,
+}
+
+/// What becomes of a segment from outside.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Inward {
+    /// It goes on to there.
+    To(SocketAddr),
+    /// It is dropped.
+    Dropped,
+    /// It is dropped, and its sender gets this.
+    Refused(Kind),
+}
+
+type Key = (SocketAddr, Option<IpAddr>, Option<u16>);
+
+/// Mappings and sessions of one NAT.
+#[derive(Debug)]
+pub(crate) struct Table {
+    public: Ipv4Addr,
+    by_port: BTreeMap<u16, (SocketAddr, Key)>,
+    by_key: BTreeMap<Key, u16>,
+    sessions: BTreeMap<(u16, SocketAddr), Session>,
+    allotment: Allotment,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Session {
+    phase: Phase,
+    /// The initial sequence number of the inside, once a SYN or a SYN-ACK has shown it.
+    number: Option<u32>,
+    until: Instant,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Opening,
+    Open,
+    Closed,
+}
+
+impl Session {
+    fn enter(&mut self, phase: Phase, now: Instant) {
+        self.phase = phase;
+        self.until = now
+            + match phase {
+                Phase::Opening => OPENING,
+                Phase::Open => OPEN,
+                Phase::Closed => CLOSED,
+            };
+    }
+}
+
+impl Table {
+    pub(crate) fn new(public: Ipv4Addr) -> Self {
+        Self {
+            public,
+            by_port: BTreeMap::new(),
+            by_key: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            allotment: Allotment::new(public, 1),
+        }
+    }
+
+    /// A reboot: everything is forgotten and ports are handed out anew.
+    pub(crate) fn clear(&mut self) {
+        self.by_port.clear();
+        self.by_key.clear();
+        self.sessions.clear();
+        self.allotment.skip();
+    }
+
+    /// How many sessions there are.
+    pub(crate) fn sessions(&self, now: Instant) -> usize {
+        self.sessions.values().filter(|session| now < session.until).count()
+    }
+
+    /// The outside source of a segment from `inside` to `to`; `None` if it does not leave.
+    pub(crate) fn outward(
+        &mut self,
+        does: &Behavior,
+        inside: SocketAddr,
+        to: SocketAddr,
+        kind: &Kind,
+        now: Instant,
+    ) -> Option<SocketAddr> {
+        self.sweep(now);
+        let key = match does.mapping {
+            _ if does.tcp.per_session => (inside, Some(to.ip()), Some(to.port())),
+            Mapping::EndpointIndependent => (inside, None, None),
+            Mapping::AddressDependent => (inside, Some(to.ip()), None),
+            Mapping::AddressAndPortDependent => (inside, Some(to.ip()), Some(to.port())),
+        };
+        let known = self.by_key.get(&key).copied();
+        let session = known.and_then(|port| self.sessions.get(&(port, to)).copied());
+        let over = session.is_none_or(|session| session.phase == Phase::Closed);
+        let port = match (kind, known) {
+            // Netfilter takes up a connection in its middle, so that it survives a reboot if its port does.
+            (Kind::Syn(_) | Kind::Ack(_) | Kind::Data(..) | Kind::Probe, None) => self.map(does, inside, key),
+            (Kind::Syn(_), Some(old)) if over && does.tcp.per_session => {
+                self.forget(old);
+                self.map(does, inside, key)
+            }
+            (_, Some(port)) => port,
+            (_, None) => return None,
+        };
+        let fresh = Session { phase: Phase::Opening, number: None, until: now + OPENING };
+        let mut session = session.unwrap_or(fresh);
+        match kind {
+            Kind::Syn(number) if session.phase != Phase::Open => {
+                session.number = Some(*number);
+                session.enter(Phase::Opening, now);
+            }
+            Kind::Syn(_) => {}
+            Kind::SynAck(number, _) => {
+                if over || does.tcp.windows && session.number.is_some_and(|sent| sent != *number) {
+                    return None;
+                }
+                session.number = Some(*number);
+            }
+            Kind::Ack(_) | Kind::Data(..) | Kind::Probe => session.enter(Phase::Open, now),
+            Kind::Fin | Kind::Reset(_) if over => return None,
+            Kind::Fin | Kind::Reset(_) => session.enter(Phase::Closed, now),
+            Kind::Unreachable(_) | Kind::Expired(_) => return None,
+        }
+        self.sessions.insert((port, to), session);
+        Some(SocketAddr::new(self.public.into(), port))
+    }
+
+    /// What becomes of a segment from `from` to our `port`.
+    pub(crate) fn inward(
+        &mut self,
+        does: &Behavior,
+        from: SocketAddr,
+        port: u16,
+        kind: &Kind,
+        now: Instant,
+    ) -> Inward {
+        self.sweep(now);
+        let Some((inside, _)) = self.by_port.get(&port).copied() else { return refuse(does, kind) };
+        let met = self.sessions.range((port, FIRST)..).take_while(|((at, _), _)| *at == port);
+        let lets_in = match does.filtering {
+            Filtering::EndpointIndependent => true,
+            Filtering::AddressDependent => met.into_iter().any(|((_, to), _)| to.ip() == from.ip()),
+            Filtering::AddressAndPortDependent => false,
+        };
+        let alive = |session: &&mut Session| session.phase != Phase::Closed;
+        let session = self.sessions.get_mut(&(port, from)).filter(alive);
+        match (kind, session) {
+            (Kind::Syn(_), _) if does.tcp.never_syn => return refuse(does, kind),
+            (Kind::Syn(_), Some(_)) => {}
+            (Kind::Syn(_), None) if lets_in => {
+                let session = Session { phase: Phase::Opening, number: None, until: now + OPENING };
+                self.sessions.insert((port, from), session);
+            }
+            (Kind::Syn(_), None) => return refuse(does, kind),
+            (_, None) => return Inward::Dropped,
+            (Kind::SynAck(_, answers), Some(session)) => {
+                if does.tcp.windows && session.number != Some(*answers) {
+                    return Inward::Dropped;
+                }
+            }
+            (Kind::Ack(_) | Kind::Data(..) | Kind::Probe, Some(session)) => session.enter(Phase::Open, now),
+            (Kind::Fin | Kind::Reset(None), Some(session)) => session.enter(Phase::Closed, now),
+            (Kind::Reset(Some(answers)), Some(session)) => {
+                if session.number != Some(*answers) {
+                    return Inward::Dropped;
+                }
+                session.enter(Phase::Closed, now);
+                if does.tcp.fragile {
+                    self.forget(port);
+                }
+            }
+            (Kind::Unreachable(number) | Kind::Expired(number), Some(session)) => {
+                if session.number != Some(*number) {
+                    return Inward::Dropped;
+                }
+                if does.tcp.fragile {
+                    self.forget(port);
+                }
+            }
+        }
+        Inward::To(inside)
+    }
+
+    fn map(&mut self, does: &Behavior, inside: SocketAddr, key: Key) -> u16 {
+        let by_port = &self.by_port;
+        let port = self.allotment.next(does.ports, inside.port(), |port| by_port.contains_key(&port));
+        self.by_key.insert(key, port);
+        self.by_port.insert(port, (inside, key));
+        port
+    }
+
+    fn forget(&mut self, port: u16) {
+        if let Some((_, key)) = self.by_port.remove(&port) {
+            self.by_key.remove(&key);
+        }
+        self.sessions.retain(|(at, _), _| *at != port);
+    }
+
+    /// Sessions that are over go, and mappings that none uses any more.
+    fn sweep(&mut self, now: Instant) {
+        if self.sessions.values().all(|session| now < session.until) {
+            return;
+        }
+        self.sessions.retain(|_, session| now < session.until);
+        let sessions = &self.sessions;
+        let used = |port: u16| sessions.range((port, FIRST)..).next().is_some_and(|((at, _), _)| *at == port);
+        self.by_port.retain(|port, _| used(*port));
+        self.by_key.retain(|_, port| used(*port));
+    }
+}
+
+/// The least of all remote endpoints.
+const FIRST: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+fn refuse(does: &Behavior, kind: &Kind) -> Inward {
+    match (kind, does.tcp.refusal) {
+        (Kind::Syn(number), Refusal::Reset) => Inward::Refused(Kind::Reset(Some(*number))),
+        (Kind::Syn(number), Refusal::Unreachable) => Inward::Refused(Kind::Unreachable(*number)),
+        _ => Inward::Dropped,
+    }
+}
