@@ -1,5 +1,7 @@
 //! Stories of one attempt, with a clock that jumps.
 
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::base::id::AttemptId;
 use crate::base::id::RegistrationId;
@@ -158,6 +160,55 @@ fn an_attempt_that_nobody_takes_part_in_ends() {
     assert_eq!(story.attempt.tally(), (0, Some("the peer does not take part")));
 }
 
+#[test]
+fn a_peer_that_dies_in_the_middle_leaves_nothing_open_after_two_minutes() {
+    let died: [(&str, fn(&mut Story)); 6] = [
+        ("before the look", |story| drop(story.bound())),
+        ("before it was ready", |story| {
+            story.bound();
+            let (look, _) = story.opened_one();
+            story.look_answers(look, "203.0.113.5:4000");
+        }),
+        ("while both dialled", |story| story.until_dialling(&["198.51.100.7:5000", "198.51.100.7:5001"])),
+        ("after a stream came up", |story| {
+            story.until_dialling(&["198.51.100.7:5000"]);
+            let (id, _) = story.opened_one();
+            story.with(|a, h| a.handle_opened(id, h));
+            story.attempt.greeted(id, TransactionId([1; 12]), story.now);
+        }),
+        ("after it had dialled us", |story| {
+            story.until_dialling(&["198.51.100.7:5000"]);
+            let (port, id) = (story.attempt.port.unwrap(), StreamId(1 << 31));
+            assert!(story.attempt.handle_accepted(id, port, at("198.51.100.7:5001")));
+            story.open.insert(format!("{id:?}"));
+        }),
+        ("after everything was refused", |story| {
+            story.until_dialling(&["198.51.100.7:5000"]);
+            let (id, _) = story.opened_one();
+            story.with(|a, h| a.handle_closed(id, &Gone::new(Why::Refused, "refused"), h));
+            story.open.remove(&format!("{id:?}"));
+        }),
+    ];
+    for (when, until_then) in died {
+        for side in [Side::Asking, Side::Asked] {
+            let mut story = Story::new(side, method::simultaneous::round(&INDEPENDENT));
+            until_then(&mut story);
+            let died = story.now;
+            while let Some(at) = story.attempt.poll_timeout() {
+                story.now = story.now.max(at);
+                story.with(Attempt::handle_timeout);
+                for order in story.orders() {
+                    if let StreamOrder::Bind(port) = order {
+                        story.with(|a, h| a.handle_bound(port, Bound { v4: Some(4000), v6: None }, h));
+                    }
+                }
+            }
+            assert!(story.open.is_empty(), "{when}, {side:?}: {:?}", story.open);
+            assert!(story.now - died < Duration::from_secs(120), "{when}: {:?}", story.now - died);
+        }
+    }
+}
+
 const INDEPENDENT: Behavior = Behavior {
     passes: Some(true),
     mapping: Mapping::EndpointIndependent,
@@ -177,6 +228,8 @@ struct Story {
     rng: Rng,
     next: u32,
     turn: Turn,
+    /// Streams and ports that were ordered and not given back.
+    open: BTreeSet<String>,
 }
 
 impl Story {
@@ -195,7 +248,14 @@ impl Story {
             rounds: vec![round; 2],
         };
         let attempt = Attempt::new(keys, plan, now);
-        Self { attempt, now, rng: Rng::new(Seed([0; 32])), next: 1, turn: Turn::default() }
+        Self {
+            attempt,
+            now,
+            rng: Rng::new(Seed([0; 32])),
+            next: 1,
+            turn: Turn::default(),
+            open: BTreeSet::new(),
+        }
     }
 
     fn with<T>(&mut self, act: impl FnOnce(&mut Attempt, &mut Hands<'_>) -> T) -> T {
@@ -218,7 +278,17 @@ impl Story {
     }
 
     fn orders(&mut self) -> Vec<StreamOrder> {
-        std::iter::from_fn(|| self.attempt.poll_order()).collect()
+        let orders: Vec<StreamOrder> = std::iter::from_fn(|| self.attempt.poll_order()).collect();
+        for order in &orders {
+            match order {
+                StreamOrder::Open(id, _) => drop(self.open.insert(format!("{id:?}"))),
+                StreamOrder::Bind(port) => drop(self.open.insert(format!("{port:?}"))),
+                StreamOrder::Close(id) => drop(self.open.remove(&format!("{id:?}"))),
+                StreamOrder::Unbind(port) => drop(self.open.remove(&format!("{port:?}"))),
+                StreamOrder::RaiseTtl(_) | StreamOrder::OpenUdp(_) | StreamOrder::CloseUdp(_) => {}
+            }
+        }
+        orders
     }
 
     fn opened(&mut self) -> Vec<(StreamId, Dial)> {
