@@ -20,6 +20,7 @@ use ntcp_lab::Host;
 use ntcp_lab::Internet;
 use ntcp_lab::Link;
 use ntcp_lab::lab;
+use ntcp_lab::lab::say;
 use ntcp_lab::product::Daemon;
 use ntcp_lab::product::Mesh;
 use ntcp_lab::product::Product;
@@ -56,6 +57,61 @@ fn bulk_arrives_as_it_was_sent_over_each_carrier_and_between_both_backends() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn a_router_that_marks_instead_of_dropping_is_heard_by_the_connections_inside() {
+    lab::test(|lab| {
+        let net = Internet::new(lab)?;
+        let [server, a, b] = ["server", "alice", "bob"].map(|name| net.host(name, &Link::Plain));
+        let (server, a, b) = (server?, a?, b?);
+        // Whoever connects asks for marks; whoever is asked agrees, by default.
+        a.ns.sysctl("net/ipv4/tcp_ecn", "1")?;
+        let product = Product::new(env!("CARGO_BIN_EXE_ntcp-overlay"))?;
+        let mesh = Mesh::found(&product, &server, "")?;
+        drop((mesh.join(&a, &[])?, mesh.join(&b, &[])?));
+        let (alice, bob) = (up(&product, &a, "udp", true)?, up(&product, &b, "udp", true)?);
+        alice.first_ping(&bob.address()?.to_string(), PATIENCE)?;
+        alice.wait_path("bob", "direct-udp", PATIENCE, |peer| peer.path == "direct-udp")?;
+
+        // The control: nobody marks, and nobody is told of marks.
+        for address in bob.addresses()? {
+            ensure!(carry(&a, &bob, address)?, "other bytes came to {address}");
+        }
+        ensure!(told_of_marks(&a)? == 0, "marks were told that nobody made");
+        net.core().nft(
+            "table inet marks {
+                chain forward {
+                    type filter hook forward priority 0;
+                    ip ecn { ect0, ect1 } numgen inc mod 4 < 1 counter ip ecn set ce
+                }
+            }",
+        )?;
+        for address in bob.addresses()? {
+            let before = told_of_marks(&a)?;
+            ensure!(carry(&a, &bob, address)?, "other bytes came to {address}");
+            let told = told_of_marks(&a)? - before;
+            say(&format!("{told} segments to {address} were told to have met congestion"));
+            ensure!(
+                told > 0,
+                "no mark of the router's got to the sender: {}",
+                net.core().run(&["nft", "list", "ruleset"])?
+            );
+        }
+        Ok(())
+    });
+}
+
+/// Segments that a host's TCP has heard to have arrived with a mark: those inside the tunnel, for nothing else of it is TCP
+/// with marks.
+fn told_of_marks(host: &Host) -> Result<u64> {
+    let text = host.ns.inside(|| fs::read_to_string("/proc/thread-self/net/netstat"))??;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt:"));
+    let (names, values) = (lines.next().context("no names")?, lines.next().context("no values")?);
+    let mut pairs = names.split_whitespace().zip(values.split_whitespace());
+    let (_, value) =
+        pairs.find(|(name, _)| *name == "TCPDeliveredCE").context("the kernel does not count marks")?;
+    Ok(value.parse()?)
 }
 
 /// A member that reaches others in one way alone.

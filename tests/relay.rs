@@ -413,7 +413,7 @@ impl Member {
         self.doors.send(&mut self.out);
         let Self { doors, side, heard, events, .. } = self;
         let mut on = |event: doors::Event<'_>| match event {
-            doors::Event::Datagram { via, from, bytes } => {
+            doors::Event::Datagram { via, from, bytes, .. } => {
                 events.extend(take_in(side, heard, via, from, bytes, now));
             }
             doors::Event::Stream { id, event: StreamEvent::Frame(bytes) } => {

@@ -5,6 +5,7 @@
 
 pub mod addr;
 pub mod cursor;
+pub mod ecn;
 pub mod grid;
 pub mod hidden;
 pub mod id;

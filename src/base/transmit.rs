@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::ops::Range;
 
+use crate::base::ecn::Ecn;
 use crate::base::id::PortId;
 use crate::base::id::SocketId;
 use crate::base::id::StreamId;
@@ -154,6 +155,8 @@ pub struct Transmit {
     pub range: Range<usize>,
     /// Must not be fragmented on its way: it asks whether its size passes.
     pub unfragmented: bool,
+    /// The congestion mark of its IP header; means nothing for a stream, which has marks of its own.
+    pub ecn: Ecn,
 }
 
 /// Messages that wait to be sent, in order.
@@ -199,8 +202,21 @@ impl Outbox {
         }
         let written = write(self.arena.get_mut(start..start + room)?)?.min(room);
         self.used = start + written;
-        self.sends.push(Transmit { via, to, range: start..self.used, unfragmented: false });
+        self.sends.push(Transmit {
+            via,
+            to,
+            range: start..self.used,
+            unfragmented: false,
+            ecn: Ecn::NotCapable,
+        });
         Some(written)
+    }
+
+    /// Gives the last message a congestion mark; without one, its transport is said not to know of them.
+    pub fn mark(&mut self, ecn: Ecn) {
+        if let Some(last) = self.sends.last_mut() {
+            last.ecn = ecn;
+        }
     }
 
     /// The queued messages.

@@ -230,14 +230,23 @@ fn treatment_text(treatment: &Treatment) -> Option<String> {
 }
 
 fn dropped_text(dropped: &Dropped) -> Option<String> {
-    let Dropped { unknown_kind, malformed, unauthenticated, rate_limited, spoofed, no_route, queue_full } =
-        *dropped;
+    let Dropped {
+        unknown_kind,
+        malformed,
+        unauthenticated,
+        rate_limited,
+        spoofed,
+        congested,
+        no_route,
+        queue_full,
+    } = *dropped;
     let parts: Vec<String> = [
         (unknown_kind, "of no known kind"),
         (malformed, "malformed"),
         (unauthenticated, "unauthenticated"),
         (rate_limited, "over the handshake rate"),
         (spoofed, "with a false source"),
+        (congested, "marked as congested, for programs that know no marks"),
         (no_route, "without a peer for them"),
         (queue_full, "waited too long"),
     ]

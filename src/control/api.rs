@@ -420,6 +420,7 @@ pub struct Dropped {
     pub unauthenticated: u64,
     pub rate_limited: u64,
     pub spoofed: u64,
+    pub congested: u64,
     pub no_route: u64,
     pub queue_full: u64,
 }
@@ -672,10 +673,20 @@ impl From<Counters> for Dropped {
             unauthenticated,
             rate_limited,
             spoofed,
+            congested,
             no_route,
             queue_full,
         } = counters;
-        Self { unknown_kind, malformed, unauthenticated, rate_limited, spoofed, no_route, queue_full }
+        Self {
+            unknown_kind,
+            malformed,
+            unauthenticated,
+            rate_limited,
+            spoofed,
+            congested,
+            no_route,
+            queue_full,
+        }
     }
 }
 

@@ -293,11 +293,11 @@ impl Loop {
         let (mut woken, mut readable) = (false, false);
         let (mut moment, mut uses) = (None, 0);
         let mut on = |event: Event<'_>| match event {
-            Event::Datagram { via, from, bytes } => {
+            Event::Datagram { via, from, ecn, bytes } => {
                 uses += 1;
                 let fresh = moment.filter(|_| uses % CLOCK_EVERY != 0).unwrap_or_else(clock::now);
                 moment = Some(fresh);
-                node.handle_message(via, from, bytes, fresh, out);
+                node.handle_message(via, from, ecn, bytes, fresh, out);
             }
             Event::Stream { id, event } => {
                 let closed = matches!(event, StreamEvent::Closed(_));

@@ -229,7 +229,9 @@ fn run(
         let mut on = |event: Event<'_>| {
             let now = *fresh.get_or_insert_with(clock::now);
             match event {
-                Event::Datagram { via, from, bytes } => relay.handle_message(via, from, bytes, now, &mut out),
+                Event::Datagram { via, from, ecn, bytes } => {
+                    relay.handle_message(via, from, ecn, bytes, now, &mut out);
+                }
                 Event::Accepted { id, from, .. } => relay.handle_stream_accepted(id, from, now),
                 Event::Stream { id, event } => match event {
                     StreamEvent::Opened => {}

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::net::Ipv6Addr;
 use std::net::SocketAddr;
 
+use crate::base::ecn::Ecn;
 use crate::base::id::AttemptId;
 use crate::base::time::Now;
 use crate::base::transmit::Via;
@@ -35,18 +36,19 @@ use crate::wire::super_packet::Held;
 /// Where a WireGuard message came from, and so where its answer goes.
 #[derive(Clone, Debug)]
 pub(super) enum Origin {
-    /// A socket, a stream or a relay channel.
-    Leg(Leg),
+    /// A socket, a stream or a relay channel; and the congestion mark with which it came.
+    Leg(Leg, Ecn),
     /// Through the broker, with an introduction, of this peer; the answer also goes straight to these addresses.
     Broker(AttemptId, PeerId, Vec<SocketAddr>),
 }
 
 impl Node {
-    /// A datagram, or a frame of a stream.
+    /// A datagram with its congestion mark, or a frame of a stream, which has none.
     pub fn handle_message(
         &mut self,
         via: Via,
         from: SocketAddr,
+        ecn: Ecn,
         bytes: &mut [u8],
         now: Now,
         out: &mut Output,
@@ -54,13 +56,15 @@ impl Node {
         let direct = Leg { via, to: from, channel: None };
         match demux::kind(bytes) {
             demux::Kind::Stun => self.handle_stun(direct, bytes, now, out),
-            demux::Kind::Noise => self.handle_noise(&Origin::Leg(direct), bytes, now, out),
+            demux::Kind::Noise => self.handle_noise(&Origin::Leg(direct, ecn), bytes, now, out),
             demux::Kind::Relay => match relay::split(bytes) {
                 Ok((channel, inner)) => {
                     let leg = Leg { channel: Some(channel), ..direct };
                     match demux::kind(inner) {
                         demux::Kind::Stun => self.handle_stun(leg, inner, now, out),
-                        demux::Kind::Noise => self.handle_noise(&Origin::Leg(leg), inner, now, out),
+                        demux::Kind::Noise => {
+                            self.handle_noise(&Origin::Leg(leg, ecn), inner, now, out);
+                        }
                         demux::Kind::Relay | demux::Kind::Unknown => self.counters.unknown_kind += 1,
                     }
                 }
@@ -187,7 +191,7 @@ impl Node {
             }),
             Initiator::Cookie(n) => {
                 self.counters.rate_limited += 1;
-                if let (Origin::Leg(leg), Some(cookie)) = (origin, buffer.get(..n)) {
+                if let (Origin::Leg(leg, _), Some(cookie)) = (origin, buffer.get(..n)) {
                     leg.push(&mut out.outbox, cookie);
                 }
                 None
@@ -209,6 +213,10 @@ impl Node {
             (&self.routes, &self.me.addrs, &mut self.counters, self.config.mtu);
         let Some(peer) = self.peers.get_mut(id) else { return };
         let was_established = peer.session.is_established();
+        let outer = match origin {
+            Origin::Leg(_, ecn) => *ecn,
+            Origin::Broker(..) => Ecn::NotCapable,
+        };
         let mut opened = Opened::Rejected;
         let mut answer = [0; HANDSHAKE_LEN];
         let mut segment = None;
@@ -234,7 +242,15 @@ impl Node {
                             return None;
                         }
                     }
-                    Some(range.start..range.start + packet.bytes().len())
+                    let (end, inner) = (range.start + packet.bytes().len(), packet.ecn());
+                    let Some(mark) = inner.out_of(outer) else {
+                        counters.congested += 1;
+                        return None;
+                    };
+                    if mark != inner {
+                        ip::set_mark(slot.get_mut(range.start..end)?, mark);
+                    }
+                    Some(range.start..end)
                 }
                 Opened::Answer(n) => {
                     answer.get_mut(..*n)?.copy_from_slice(slot.get(..*n)?);
@@ -255,16 +271,16 @@ impl Node {
         }
         // Only now is it the peer who speaks.
         match (origin, &mut peer.kind) {
-            (Origin::Leg(leg), Kind::Mesh(mesh)) => {
+            (Origin::Leg(leg, _), Kind::Mesh(mesh)) => {
                 mesh.path.handle_heard(*leg, now.instant);
                 if matches!(opened, Opened::Packet(_)) {
                     mesh.path.handle_demand(now.instant);
                 }
             }
-            (Origin::Leg(Leg { via: Via::Udp(_), to, channel: None }), Kind::Stock { endpoint }) => {
+            (Origin::Leg(Leg { via: Via::Udp(_), to, channel: None }, _), Kind::Stock { endpoint }) => {
                 *endpoint = Some(*to);
             }
-            (Origin::Leg(_) | Origin::Broker(..), _) => {}
+            (Origin::Leg(..) | Origin::Broker(..), _) => {}
         }
         if let Opened::Answer(n) = opened
             && let Some(answer) = answer.get(..n)
@@ -280,7 +296,7 @@ impl Node {
     /// A handshake's answer goes back where the question came from.
     fn answer(&self, id: PeerId, origin: &Origin, answer: &[u8], out: &mut Output) {
         match origin {
-            Origin::Leg(leg) => {
+            Origin::Leg(leg, _) => {
                 let carrier = self.peers.get(id).and_then(Peer::leg);
                 carrier.unwrap_or(*leg).push(&mut out.outbox, answer);
                 // A response must reach whoever asked even if our own idea of the way is out of date.
@@ -304,8 +320,8 @@ impl Node {
 /// stands in for it, in the discard-only prefix of RFC 6666.
 fn source_of(origin: &Origin) -> IpAddr {
     match origin {
-        Origin::Leg(Leg { to, channel: None, .. }) => to.ip(),
-        Origin::Leg(Leg { channel: Some(channel), .. }) => {
+        Origin::Leg(Leg { to, channel: None, .. }, _) => to.ip(),
+        Origin::Leg(Leg { channel: Some(channel), .. }, _) => {
             IpAddr::V6(Ipv6Addr::new(0x0100, 0, 0, channel.number(), 0, 0, 0, 1))
         }
         Origin::Broker(attempt, ..) => {

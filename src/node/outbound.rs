@@ -182,6 +182,8 @@ fn mss_of(mtu: usize, is_v6: bool) -> u16 {
     u16::try_from(mtu.saturating_sub(headers)).unwrap_or(u16::MAX)
 }
 
+/// Seals a packet into the outbox. The datagram bears the congestion mark of its packet, so that queues on the way may mark
+/// instead of drop (RFC 6040 4.1, normal mode), if the peer is known to bring marks back in.
 fn seal(peer: &mut Peer, leg: Leg, packet: &[u8], out: &mut Output) -> Sealed {
     let mut sealed = Sealed::Failed;
     let room = (packet.len() + session::OVERHEAD).max(HANDSHAKE_LEN);
@@ -192,5 +194,8 @@ fn seal(peer: &mut Peer, leg: Leg, packet: &[u8], out: &mut Output) -> Sealed {
             Sealed::Waiting | Sealed::Failed => None,
         }
     });
+    if matches!((sealed, &peer.kind), (Sealed::Data(_), Kind::Mesh(_))) {
+        out.outbox.mark(ip::mark_of(packet));
+    }
     sealed
 }

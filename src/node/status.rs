@@ -132,6 +132,8 @@ pub struct Counters {
     pub rate_limited: u64,
     /// Inner packets whose source does not belong to the peer that sent them.
     pub spoofed: u64,
+    /// Inner packets that the network marked as congested, but whose transport knows no marks (RFC 6040 4.2).
+    pub congested: u64,
     /// Packets from the device without a peer to send them to.
     pub no_route: u64,
     /// Packets that waited too long or too many for a session.

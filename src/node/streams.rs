@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::base::ecn::Ecn;
 use crate::base::id::PortId;
 use crate::base::id::StreamId;
 use crate::base::time::Now;
@@ -78,7 +79,7 @@ impl Node {
         {
             return self.pump(owner, now, out);
         }
-        self.handle_message(Via::Stream(id), from, bytes, now, out);
+        self.handle_message(Via::Stream(id), from, Ecn::NotCapable, bytes, now, out);
         if self.streams.get(&id) == Some(&None) {
             self.streams.remove(&id);
             out.orders.push_back(Order::Stream(StreamOrder::Close(id)));

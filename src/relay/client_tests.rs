@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 
+use crate::base::ecn::Ecn;
 use crate::base::id::SocketId;
 use crate::base::id::StreamId;
 use crate::base::rng::Rng;
@@ -510,7 +511,7 @@ impl Net {
         match arrival {
             Arrival::AtRelay(via, from, bytes) => {
                 let mut out = Outbox::default();
-                self.relay.handle_message(via, from, &bytes, self.now, &mut out);
+                self.relay.handle_message(via, from, Ecn::NotCapable, &bytes, self.now, &mut out);
                 for sent in out.sends() {
                     let passes = match sent.via {
                         Via::Udp(_) => self.udp_back && sent.to == self.member && !self.loses(),
@@ -559,7 +560,7 @@ impl Net {
         let mut message = channel.header().to_vec();
         message.extend_from_slice(b"psst");
         let mut out = Outbox::default();
-        self.relay.handle_message(udp(), addr(PEER), &message, self.now, &mut out);
+        self.relay.handle_message(udp(), addr(PEER), Ecn::NotCapable, &message, self.now, &mut out);
         let bound = self.side.bound().copied().expect("bound");
         let [sent] = out.sends() else { panic!("{:?}, {:?}", out.sends(), self.relay) };
         assert_eq!((sent.via, sent.to), (bound.via, self.member));
@@ -579,7 +580,7 @@ impl Net {
         let mut side = Side::new(&offer, &peer, &certificate(&relay_secret()), skewed, seed).unwrap();
         let (via, _, bytes) = side.poll_transmit().unwrap();
         let mut out = Outbox::default();
-        self.relay.handle_message(via, addr(PEER), &bytes, self.now, &mut out);
+        self.relay.handle_message(via, addr(PEER), Ecn::NotCapable, &bytes, self.now, &mut out);
         self.peer = Some(self.now.instant + Duration::from_secs(20));
         let Some(sent) = out.sends().first() else { return Channel::new(0) };
         let answer = stun::Received::parse(out.bytes(sent.range.clone())).unwrap();

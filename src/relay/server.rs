@@ -10,6 +10,7 @@ use std::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::base::addr::canonical;
+use crate::base::ecn::Ecn;
 use crate::base::id::RelaySession;
 use crate::base::id::StreamId;
 use crate::base::rng::Rng;
@@ -139,6 +140,8 @@ pub struct Stats {
     pub over_rate: u64,
     /// Dropped: too long for a datagram.
     pub too_long: u64,
+    /// Dropped: marked as congested, which the stream on the other side cannot say.
+    pub congested: u64,
     /// Streams closed because nobody bound over them in time.
     pub streams_expired: u64,
     /// Sessions that the kernel carries now.
@@ -175,6 +178,7 @@ impl Stats {
             + self.unbound
             + self.over_rate
             + self.too_long
+            + self.congested
             + self.unspliced
     }
 }
@@ -271,15 +275,23 @@ impl Relay {
     /// Takes in a frame of a stream that was accepted.
     pub fn handle_frame(&mut self, id: StreamId, bytes: &[u8], now: Now, out: &mut Outbox) {
         if let Some(from) = self.table.far_end(id) {
-            self.handle_message(Via::Stream(id), from, bytes, now, out);
+            self.handle_message(Via::Stream(id), from, Ecn::NotCapable, bytes, now, out);
         }
     }
 
-    /// Takes in a datagram, or a frame whose sender the caller knows.
-    pub fn handle_message(&mut self, via: Via, from: SocketAddr, bytes: &[u8], now: Now, out: &mut Outbox) {
+    /// Takes in a datagram, or a frame whose sender the caller knows. The congestion mark goes on with what is forwarded.
+    pub fn handle_message(
+        &mut self,
+        via: Via,
+        from: SocketAddr,
+        ecn: Ecn,
+        bytes: &[u8],
+        now: Now,
+        out: &mut Outbox,
+    ) {
         let door = Door { via, addr: canonical(from) };
         let done = match demux::kind(bytes) {
-            demux::Kind::Relay => self.forward(door, bytes, now.instant, out),
+            demux::Kind::Relay => self.forward(door, ecn, bytes, now.instant, out),
             demux::Kind::Stun => self.bind(door, bytes, now, out),
             demux::Kind::Noise | demux::Kind::Unknown => Err(Reject::Garbage),
         };
@@ -362,18 +374,25 @@ impl Relay {
         self.closing.pop_front()
     }
 
-    fn forward(&mut self, door: Door, bytes: &[u8], now: Instant, out: &mut Outbox) -> Result<(), Reject> {
+    fn forward(
+        &mut self,
+        door: Door,
+        ecn: Ecn,
+        bytes: &[u8],
+        now: Instant,
+        out: &mut Outbox,
+    ) -> Result<(), Reject> {
         let (channel, payload) = split(bytes).map_err(|_| Reject::Garbage)?;
         let seat = self.table.seat(&Spot { door, channel }).ok_or(Reject::Unbound)?;
         if let Some(spot) = self.table.cross(seat, bytes.len(), now)? {
-            return self.deliver(spot, payload, out);
+            return self.deliver(spot, ecn, payload, out);
         }
         self.table.hold(seat, payload, now)?;
         self.stats.held += 1;
         Ok(())
     }
 
-    fn deliver(&mut self, spot: Spot, payload: &[u8], out: &mut Outbox) -> Result<(), Reject> {
+    fn deliver(&mut self, spot: Spot, ecn: Ecn, payload: &[u8], out: &mut Outbox) -> Result<(), Reject> {
         let len = HEADER_LEN + payload.len();
         let longest = match spot.door.via {
             Via::Udp(_) => MAX_DATAGRAM,
@@ -382,6 +401,10 @@ impl Relay {
         if len > longest {
             return Err(Reject::TooLong);
         }
+        // Whoever sent it must hear of the congestion, by a loss where a mark cannot go on (RFC 6040 4.2).
+        if ecn == Ecn::Congested && matches!(spot.door.via, Via::Stream(_)) {
+            return Err(Reject::Congested);
+        }
         let write = |slot: &mut [u8]| {
             let (head, rest) = slot.split_first_chunk_mut::<HEADER_LEN>()?;
             *head = spot.channel.header();
@@ -389,6 +412,7 @@ impl Relay {
             Some(len)
         };
         if out.fill(spot.door.via, spot.door.addr, len, write).is_some() {
+            out.mark(ecn);
             self.stats.messages += 1;
             self.stats.bytes += payload.len() as u64;
         }
@@ -430,7 +454,7 @@ impl Relay {
         out.push(door.via, door.addr, &answer(&request.message, door.addr, channel, gate, &key));
         self.stats.binds += 1;
         for payload in self.table.take_held(seat, now.instant) {
-            if let Err(reject) = self.deliver(Spot { door, channel }, &payload, out) {
+            if let Err(reject) = self.deliver(Spot { door, channel }, Ecn::NotCapable, &payload, out) {
                 self.count(reject);
             }
         }
@@ -520,6 +544,7 @@ impl Relay {
             Reject::Unbound => &mut self.stats.unbound,
             Reject::OverRate => &mut self.stats.over_rate,
             Reject::TooLong => &mut self.stats.too_long,
+            Reject::Congested => &mut self.stats.congested,
             Reject::Unspliced => &mut self.stats.unspliced,
         };
         *counter += 1;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::base::ecn::Ecn;
 use crate::base::id::SocketId;
 use crate::base::id::StreamId;
 use crate::base::rng::Seed;
@@ -338,6 +339,26 @@ fn a_side_whose_stream_broke_gets_what_came_meanwhile() {
 }
 
 #[test]
+fn a_congestion_mark_goes_on_in_a_datagram_and_becomes_a_loss_before_a_stream() {
+    let mut net = Net::new();
+    let (a, _) = net.pair(1);
+    let message = [&a.channel.header()[..], b"data"].concat();
+    let marks = |net: &mut Net, ecn| -> Vec<Ecn> {
+        let mut out = Outbox::default();
+        net.relay.handle_message(a.via, a.addr, ecn, &message, net.now, &mut out);
+        out.sends().iter().map(|sent| sent.ecn).collect()
+    };
+    for ecn in [Ecn::NotCapable, Ecn::Capable0, Ecn::Capable1, Ecn::Congested] {
+        assert_eq!(marks(&mut net, ecn), [ecn]);
+    }
+    net.accept(StreamId(1), B);
+    let _ = net.bind(Via::Stream(StreamId(1)), B, &token(1, 1, &bob(), net.start), &bob());
+    assert_eq!(marks(&mut net, Ecn::Capable0).len(), 1);
+    assert_eq!(marks(&mut net, Ecn::Congested), []);
+    assert_eq!((net.relay.stats().congested, net.relay.stats().rejected()), (1, 1));
+}
+
+#[test]
 fn a_message_that_no_datagram_can_carry_is_dropped_but_a_stream_takes_it() {
     let mut net = Net::new();
     let (a, b) = net.pair(1);
@@ -581,7 +602,7 @@ impl Net {
 
     fn send(&mut self, via: Via, from: &str, bytes: &[u8]) -> Vec<Sent> {
         let mut out = Outbox::default();
-        self.relay.handle_message(via, addr(from), bytes, self.now, &mut out);
+        self.relay.handle_message(via, addr(from), Ecn::NotCapable, bytes, self.now, &mut out);
         out.sends().iter().map(|t| (t.via, t.to, out.bytes(t.range.clone()).to_vec())).collect()
     }
 

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::base::ecn::Ecn;
 use crate::base::id::SocketId;
 use crate::base::rng::Seed;
 use crate::base::time::Now;
@@ -267,7 +268,7 @@ impl Net {
         };
         let bytes = message.emit(stun::Integrity::Sha256(&key(&member, session)));
         let mut out = Outbox::default();
-        self.relay.handle_message(UDP, addr(from), &bytes, self.now, &mut out);
+        self.relay.handle_message(UDP, addr(from), Ecn::NotCapable, &bytes, self.now, &mut out);
         let answer = out.sends().first().expect("an answer");
         let answer = stun::Received::parse(out.bytes(answer.range.clone())).unwrap();
         answer.message.attributes.iter().find_map(|a| match a {

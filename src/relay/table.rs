@@ -57,6 +57,8 @@ pub(super) enum Reject {
     OverRate,
     /// Too long for the transport of the other side.
     TooLong,
+    /// Marked as congested, which the transport of the other side cannot say.
+    Congested,
     /// Two connections that the kernel backend cannot join.
     Unspliced,
 }

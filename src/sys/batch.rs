@@ -1,5 +1,6 @@
 //! Datagrams by the batch: recvmmsg(2) and sendmmsg(2), up to [`BATCH`] messages a call, each of one datagram or of a run
-//! of them that lie one behind the other (`UDP_SEGMENT` and `UDP_GRO`, udp(7)).
+//! of them that lie one behind the other (`UDP_SEGMENT` and `UDP_GRO`, udp(7)), with its congestion mark (`IP_TOS`, ip(7);
+//! `IPV6_TCLASS`, RFC 3542 6.5).
 
 use std::fmt;
 use std::io;
@@ -12,6 +13,7 @@ use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 
 use super::control::Control;
+use crate::base::ecn::Ecn;
 
 /// Messages a call. Reason: at 64 the cost of the call itself is below 2 % of the work per datagram, and more only adds
 /// delay for the other doors.
@@ -55,7 +57,7 @@ impl RecvBatch {
     pub fn recv(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         self.filled = 0;
         for (index, room) in self.arena.chunks_exact_mut(STRIDE).take(self.most).enumerate() {
-            self.headers.aim(index, None, room.as_mut_ptr(), ROOM, Segments::Received);
+            self.headers.aim(index, None, room.as_mut_ptr(), ROOM, Beside::Received);
         }
         // SAFETY: `aim` has just set the first `most` headers, of `BATCH`: each points to one I/O vector, which describes `ROOM` bytes
         // inside its own chunk of the arena, to an address slot of `size_of::<Name>()` bytes and to a control slot with
@@ -78,21 +80,23 @@ impl RecvBatch {
             },
         }
         let mut filled = self.headers.messages.iter().take(self.filled);
-        let merged = filled.any(|message| segment_size(&message.msg_hdr).is_some());
+        let merged = filled.any(|message| Told::by(&message.msg_hdr).segment.is_some());
         self.most = if merged { MERGED_BATCH } else { BATCH };
         Ok(self.filled)
     }
 
-    /// The datagrams of the last [`RecvBatch::recv`], in order; those that came merged into one message one by one.
-    pub fn datagrams(&mut self) -> impl Iterator<Item = (SocketAddr, &mut [u8])> {
+    /// The datagrams of the last [`RecvBatch::recv`], in order; those that came merged into one message one by one. The
+    /// kernel merges only what is marked alike. Without [`crate::sys::option::receive_marks`] none seems to be marked.
+    pub fn datagrams(&mut self) -> impl Iterator<Item = (SocketAddr, Ecn, &mut [u8])> {
         let parts = self.arena.chunks_exact_mut(STRIDE).zip(&self.headers.messages).zip(&self.headers.names);
         parts.take(self.filled).flat_map(|((room, message), name)| {
             let len = usize::try_from(message.msg_len).unwrap_or(ROOM).min(ROOM);
-            let size = segment_size(&message.msg_hdr).filter(|size| *size > 0).unwrap_or_else(|| len.max(1));
+            let Told { segment, ecn } = Told::by(&message.msg_hdr);
+            let size = segment.filter(|size| *size > 0).unwrap_or_else(|| len.max(1));
             // An empty datagram is one, too.
             let (first, rest) = room.split_at_mut(len).0.split_at_mut(size.min(len));
             let datagrams = std::iter::once(first).chain(rest.chunks_mut(size));
-            datagrams.filter_map(|bytes| Some((name.get()?, bytes)))
+            datagrams.filter_map(move |bytes| Some((name.get()?, ecn, bytes)))
         })
     }
 }
@@ -118,6 +122,8 @@ pub struct Message<'a> {
     pub bytes: &'a [u8],
     /// Bytes of each datagram but the last, which may be shorter; `None` if there is only one.
     pub segment: Option<u16>,
+    /// The mark that all of them leave with.
+    pub ecn: Ecn,
 }
 
 /// Memory for the headers of one batch of outgoing messages; the messages themselves are sent from where they lie.
@@ -142,10 +148,10 @@ impl SendBatch {
         messages: impl Iterator<Item = Message<'a>>,
     ) -> io::Result<usize> {
         let mut count = 0;
-        for Message { to, bytes, segment } in messages.take(BATCH) {
+        for Message { to, bytes, segment, ecn } in messages.take(BATCH) {
             // The kernel only reads through this pointer: sendmmsg takes the same header as recvmmsg.
             let base = bytes.as_ptr().cast_mut();
-            self.headers.aim(count, Some(to), base, bytes.len(), Segments::Sent(segment));
+            self.headers.aim(count, Some(to), base, bytes.len(), Beside::Sent(segment, ecn));
             count += 1;
         }
         // SAFETY: `aim` has just set the first `count` headers: each points to one I/O vector, which describes exactly
@@ -179,7 +185,7 @@ impl fmt::Debug for SendBatch {
 #[expect(clippy::cast_possible_truncation, reason = "64 fits")]
 const COUNT: libc::c_uint = BATCH as libc::c_uint;
 
-/// What recvmmsg and sendmmsg read and write: per message a header, an I/O vector, an address and a control message.
+/// What recvmmsg and sendmmsg read and write: per message a header, an I/O vector, an address and control messages.
 struct Headers {
     messages: Vec<libc::mmsghdr>,
     vectors: Vec<libc::iovec>,
@@ -187,12 +193,13 @@ struct Headers {
     controls: Vec<Control>,
 }
 
-/// What the control message of a header is for.
-enum Segments {
-    /// The kernel writes there how long the merged datagrams are.
+/// What the control messages of a header are for.
+#[derive(Clone, Copy)]
+enum Beside {
+    /// The kernel writes there how long the merged datagrams are, and how they are marked.
     Received,
-    /// It reads there how long it shall cut them.
-    Sent(Option<u16>),
+    /// It reads there how long it shall cut them, and how to mark them.
+    Sent(Option<u16>, Ecn),
 }
 
 // SAFETY: the pointers inside are only ever used by a system call right after `aim` has set them, under the mutable
@@ -212,7 +219,7 @@ impl Headers {
     }
 
     /// Aims header `index` (below [`BATCH`]) at `len` bytes from `base`, and at its address slot, which gets `name`.
-    fn aim(&mut self, index: usize, name: Option<SocketAddr>, base: *mut u8, len: usize, segments: Segments) {
+    fn aim(&mut self, index: usize, name: Option<SocketAddr>, base: *mut u8, len: usize, beside: Beside) {
         let (message, vector) = (&mut self.messages[index], &mut self.vectors[index]);
         let (slot, control) = (&mut self.names[index], &mut self.controls[index]);
         *vector = libc::iovec { iov_base: base.cast(), iov_len: len };
@@ -226,35 +233,59 @@ impl Headers {
         message.msg_hdr.msg_iov = &raw mut *vector;
         message.msg_hdr.msg_iovlen = 1;
         message.msg_hdr.msg_flags = 0;
-        match segments {
-            Segments::Received => control.offer(&mut message.msg_hdr),
-            Segments::Sent(Some(size)) => {
-                control.put(&mut message.msg_hdr, libc::SOL_UDP, libc::UDP_SEGMENT, size);
-            }
-            Segments::Sent(None) => {
-                message.msg_hdr.msg_control = std::ptr::null_mut();
-                message.msg_hdr.msg_controllen = 0;
-            }
+        control.clear(&mut message.msg_hdr);
+        let Beside::Sent(segment, ecn) = beside else { return control.offer(&mut message.msg_hdr) };
+        if let Some(size) = segment {
+            control.put(&mut message.msg_hdr, libc::SOL_UDP, libc::UDP_SEGMENT, size);
+        }
+        if ecn != Ecn::NotCapable {
+            let (level, kind) = match name {
+                Some(SocketAddr::V6(_)) => (libc::IPPROTO_IPV6, libc::IPV6_TCLASS),
+                Some(SocketAddr::V4(_)) | None => (libc::IPPROTO_IP, libc::IP_TOS),
+            };
+            control.put(&mut message.msg_hdr, level, kind, libc::c_int::from(ecn.bits()));
         }
     }
 }
 
-/// Bytes of each datagram but the last in a received message, if the kernel has merged several.
-fn segment_size(header: &libc::msghdr) -> Option<usize> {
-    // SAFETY: the kernel has filled the control slot that the header points to and set its length; the macros walk it
-    // within that length. The type of the data follows from level and type, and its length is checked before it is read.
-    unsafe {
-        let mut message = libc::CMSG_FIRSTHDR(header);
-        while !message.is_null() {
-            let size = libc::c_uint::try_from(size_of::<libc::c_int>()).expect("four");
-            if ((*message).cmsg_level, (*message).cmsg_type) == (libc::SOL_UDP, libc::UDP_GRO)
-                && (*message).cmsg_len as usize >= libc::CMSG_LEN(size) as usize
-            {
-                return usize::try_from(libc::CMSG_DATA(message).cast::<libc::c_int>().read_unaligned()).ok();
+/// What the kernel told beside a received message.
+#[derive(Clone, Copy, Default)]
+struct Told {
+    /// Bytes of each datagram but the last, if it has merged several.
+    segment: Option<usize>,
+    /// Their mark.
+    ecn: Ecn,
+}
+
+impl Told {
+    fn by(header: &libc::msghdr) -> Self {
+        let mut told = Self::default();
+        // SAFETY: the kernel has filled the control slot that the header points to and set its length; the macros walk it
+        // within that length. The types of the data follow from level and type, and are checked against the message's
+        // length before they are read.
+        unsafe {
+            let mut message = libc::CMSG_FIRSTHDR(header);
+            while !message.is_null() {
+                let data = libc::CMSG_DATA(message);
+                let holds = |size: usize| {
+                    let size = libc::c_uint::try_from(size).unwrap_or(libc::c_uint::MAX);
+                    (*message).cmsg_len as usize >= libc::CMSG_LEN(size) as usize
+                };
+                match ((*message).cmsg_level, (*message).cmsg_type) {
+                    (libc::SOL_UDP, libc::UDP_GRO) if holds(size_of::<libc::c_int>()) => {
+                        told.segment = usize::try_from(data.cast::<libc::c_int>().read_unaligned()).ok();
+                    }
+                    (libc::IPPROTO_IP, libc::IP_TOS) if holds(1) => told.ecn = Ecn::of(data.read()),
+                    (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) if holds(size_of::<libc::c_int>()) => {
+                        let [class, ..] = data.cast::<libc::c_int>().read_unaligned().to_le_bytes();
+                        told.ecn = Ecn::of(class);
+                    }
+                    _ => {}
+                }
+                message = libc::CMSG_NXTHDR(header, message);
             }
-            message = libc::CMSG_NXTHDR(header, message);
         }
-        None
+        told
     }
 }
 
@@ -333,7 +364,7 @@ mod tests {
     }
 
     fn one(to: SocketAddr, bytes: &[u8]) -> Message<'_> {
-        Message { to, bytes, segment: None }
+        Message { to, bytes, segment: None, ecn: Ecn::NotCapable }
     }
 
     #[test]
@@ -349,7 +380,7 @@ mod tests {
             let mut got = Vec::new();
             while got.len() < sizes.len() {
                 batch.recv(b.as_fd()).unwrap();
-                got.extend(batch.datagrams().map(|(from, bytes)| (from, bytes.to_vec())));
+                got.extend(batch.datagrams().map(|(from, _, bytes)| (from, bytes.to_vec())));
             }
             let from = a.local_addr().unwrap();
             assert_eq!(got, all.into_iter().map(|bytes| (from, bytes)).collect::<Vec<_>>());
@@ -385,18 +416,43 @@ mod tests {
                 crate::sys::option::receive_merged(&b, merged).unwrap();
                 let to = b.local_addr().unwrap();
                 let bytes: Vec<u8> = (0..2 * 1000 + 300).map(|i| u8::try_from(i % 251).unwrap()).collect();
-                let run = Message { to, bytes: &bytes, segment: Some(1000) };
+                let run = Message { to, bytes: &bytes, segment: Some(1000), ecn: Ecn::NotCapable };
                 let messages = [one(to, b"before"), run, one(to, b""), one(to, b"after")];
                 assert_eq!(SendBatch::new().send(a.as_fd(), messages.into_iter()).unwrap(), 4);
                 let (mut batch, mut got) = (RecvBatch::new(), Vec::new());
                 while got.len() < 6 {
                     batch.recv(b.as_fd()).unwrap();
-                    got.extend(batch.datagrams().map(|(_, bytes)| bytes.to_vec()));
+                    got.extend(batch.datagrams().map(|(_, _, bytes)| bytes.to_vec()));
                 }
                 let parts = bytes.chunks(1000).map(<[u8]>::to_vec);
                 let all = std::iter::once(b"before".to_vec()).chain(parts).chain([vec![], b"after".to_vec()]);
                 assert_eq!(got, all.collect::<Vec<_>>(), "{ip} {merged}");
             }
+        }
+    }
+
+    #[test]
+    fn marks_arrive_with_their_datagrams_and_with_each_of_a_run() {
+        for (ip, ipv6) in [("127.0.0.1", false), ("::1", true)] {
+            let (a, b) = pair(ip);
+            crate::sys::option::receive_marks(&b, ipv6).unwrap();
+            let merges = crate::sys::option::can_segment(&a);
+            crate::sys::option::receive_merged(&b, merges).unwrap();
+            let to = b.local_addr().unwrap();
+            let all = [Ecn::Capable0, Ecn::NotCapable, Ecn::Congested, Ecn::Capable1];
+            let marked = |ecn| Message { ecn, ..one(to, b"abcdefg") };
+            let run = Message { segment: merges.then_some(3), ..marked(Ecn::Capable0) };
+            let messages = all.map(marked).into_iter().chain([run]);
+            assert_eq!(SendBatch::new().send(a.as_fd(), messages).unwrap(), 5);
+            let (mut batch, mut got) = (RecvBatch::new(), Vec::new());
+            let last = if merges { "g" } else { "abcdefg" };
+            while got.len() < 5 || got.last().is_none_or(|(_, bytes)| bytes != last.as_bytes()) {
+                batch.recv(b.as_fd()).unwrap();
+                got.extend(batch.datagrams().map(|(_, ecn, bytes)| (ecn, bytes.to_vec())));
+            }
+            let marks: Vec<Ecn> = got.iter().map(|(ecn, _)| *ecn).collect();
+            assert_eq!(marks[..4], all, "{ip}");
+            assert!(marks[4..].iter().all(|ecn| *ecn == Ecn::Capable0), "{ip} {got:?}");
         }
     }
 

@@ -42,6 +42,18 @@ pub fn receive_merged(socket: impl AsFd, merged: bool) -> io::Result<()> {
     set(&socket, libc::SOL_UDP, libc::UDP_GRO, libc::c_int::from(merged))
 }
 
+/// Makes each received datagram come with its congestion mark (`IP_RECVTOS`, ip(7); `IPV6_RECVTCLASS`, RFC 3542 6.5).
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn receive_marks(socket: impl AsFd, ipv6: bool) -> io::Result<()> {
+    if ipv6 {
+        set(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1)
+    } else {
+        set(&socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1)
+    }
+}
+
 /// Whether the kernel cuts one large message into datagrams (`UDP_SEGMENT`, udp(7)): since 4.18. An older one would send
 /// the message as it is.
 #[must_use]

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::base::ecn::Ecn;
 use crate::base::id::PortId;
 use crate::base::id::StreamId;
 use crate::base::transmit::StreamEvent;
@@ -16,6 +17,8 @@ pub enum Event<'a> {
         via: Via,
         /// Its source, IPv4-mapped addresses made plain.
         from: SocketAddr,
+        /// Its congestion mark.
+        ecn: Ecn,
         /// Its bytes, writable so that they can be opened in place.
         bytes: &'a mut [u8],
     },

@@ -449,9 +449,9 @@ impl Doors {
         if self.recv.recv(door.as_fd()).is_err() {
             return;
         }
-        for (from, bytes) in self.recv.datagrams() {
+        for (from, ecn, bytes) in self.recv.datagrams() {
             self.counters.datagrams_in += 1;
-            on(Event::Datagram { via: Via::Udp(id), from, bytes });
+            on(Event::Datagram { via: Via::Udp(id), from, ecn, bytes });
         }
     }
 

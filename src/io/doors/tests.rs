@@ -48,7 +48,7 @@ impl Desk {
         let seen = &mut self.seen;
         let mut on = |event: Event<'_>| {
             seen.push(match event {
-                Event::Datagram { via: Via::Udp(id), from, bytes } => {
+                Event::Datagram { via: Via::Udp(id), from, bytes, .. } => {
                     Seen::Datagram(id, from, bytes.to_vec())
                 }
                 Event::Datagram { .. } => unreachable!("datagrams come from sockets"),

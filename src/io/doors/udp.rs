@@ -51,6 +51,8 @@ impl UdpDoor {
             socket.set_only_v6(true)?;
         }
         option::unfragmented(&socket, addr.is_ipv6(), false)?;
+        // Where it is refused, no datagram seems to be marked.
+        let _ = option::receive_marks(&socket, addr.is_ipv6());
         let buffers = enlarge(&socket)?;
         socket.bind(&addr.into())?;
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
@@ -64,8 +66,8 @@ impl UdpDoor {
         let _ = option::receive_merged(self.socket.as_fd(), offload);
     }
 
-    /// Sends a run of messages that all leave by this socket. Neighbours with equal destination and size, which lie next
-    /// to each other in the arena, leave as one.
+    /// Sends a run of messages that all leave by this socket. Neighbours with equal destination, mark and size, which
+    /// lie next to each other in the arena, leave as one.
     pub(super) fn send(
         &mut self,
         outbox: &Outbox,
@@ -151,7 +153,7 @@ struct Runs<'a> {
 impl<'a> Iterator for Runs<'a> {
     type Item = &'a [Transmit];
 
-    /// Datagrams of one size to one destination, one behind the other in the arena; the last may be shorter.
+    /// Datagrams of one size and mark to one destination, one behind the other in the arena; the last may be shorter.
     fn next(&mut self) -> Option<&'a [Transmit]> {
         let first = self.rest.first()?;
         let size = first.range.len();
@@ -159,6 +161,7 @@ impl<'a> Iterator for Runs<'a> {
         let mut count = 1;
         for (before, next) in self.rest.iter().zip(self.rest.iter().skip(1)).take(most.saturating_sub(1)) {
             let fits = next.to == first.to
+                && next.ecn == first.ecn
                 && next.range.start == before.range.end
                 && before.range.len() == size
                 && (1..=size).contains(&next.range.len());
@@ -178,7 +181,8 @@ fn message<'a>(outbox: &'a Outbox, run: &[Transmit]) -> Message<'a> {
         unreachable!("a run has a first message");
     };
     let segment = (run.len() > 1).then(|| u16::try_from(first.range.len()).unwrap_or(u16::MAX));
-    Message { to: first.to, bytes: outbox.bytes(first.range.start..last.range.end), segment }
+    let bytes = outbox.bytes(first.range.start..last.range.end);
+    Message { to: first.to, bytes, segment, ecn: first.ecn }
 }
 
 impl AsFd for UdpDoor {

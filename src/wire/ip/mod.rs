@@ -14,6 +14,7 @@
 //! checked against the buffer, extension headers are counted. Checksums are the receiving kernel's to check.
 
 pub mod emit;
+mod mark;
 mod mss;
 #[cfg(test)]
 mod tests;
@@ -24,7 +25,10 @@ use std::net::Ipv6Addr;
 
 use super::WireError;
 use crate::base::cursor::Reader;
+use crate::base::ecn::Ecn;
 
+pub use mark::mark_of;
+pub use mark::set_mark;
 pub use mss::clamp_mss;
 pub use mss::max_mss;
 
@@ -53,30 +57,6 @@ const V6_HEADER: usize = 40;
 const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
 const OFFSET: u16 = 0x1fff;
-
-/// Explicit congestion notification (RFC 3168 5).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Ecn {
-    /// The transport does not know of it.
-    NotCapable,
-    /// ECT(1), which L4S uses (RFC 9331).
-    Capable1,
-    /// ECT(0).
-    Capable0,
-    /// A queue on the way was about to overflow.
-    Congested,
-}
-
-impl Ecn {
-    fn of(traffic_class: u8) -> Self {
-        match traffic_class & 3 {
-            0 => Self::NotCapable,
-            1 => Self::Capable1,
-            2 => Self::Capable0,
-            _ => Self::Congested,
-        }
-    }
-}
 
 /// Which part of a fragmented packet this is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

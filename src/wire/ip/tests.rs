@@ -233,6 +233,45 @@ const SYN: u8 = 2;
 const RST: u8 = 4;
 const ACK: u8 = 16;
 
+#[test]
+fn a_mark_changes_two_bits_and_keeps_a_checksum_as_right_or_wrong_as_it_was() {
+    let marks = [Ecn::NotCapable, Ecn::Capable0, Ecn::Capable1, Ecn::Congested];
+    for class in 0..=u8::MAX {
+        for (mark, id) in
+            marks.iter().flat_map(|mark| [0, 1, 0x1234, 0xbaff, 0xffff].map(|id: u16| (*mark, id)))
+        {
+            let mut packet = v4(UDP, DONT_FRAGMENT, &[0, 80, 0, 81, 0, 8, 0, 0]);
+            packet[1] = class;
+            packet[4..6].copy_from_slice(&id.to_be_bytes());
+            let right = !fold(sum(&packet[..20]));
+            packet[10..12].copy_from_slice(&right.to_be_bytes());
+            assert_eq!(mark_of(&packet), Ecn::of(class));
+            let mut wrong = packet.clone();
+            wrong[4] ^= 0x40;
+            set_mark(&mut packet, mark);
+            set_mark(&mut wrong, mark);
+            assert_eq!(
+                (packet[1], sum(&packet[..20])),
+                (class & 0xfc | mark.bits(), 0xffff),
+                "{mark:?} {id:x}"
+            );
+            assert_ne!(sum(&wrong[..20]), 0xffff);
+        }
+        let before = v6(UDP, &[0; 8]);
+        let mut packet = before.clone();
+        (packet[0], packet[1]) = (0x60 | class >> 4, class << 4 | 5);
+        assert_eq!(mark_of(&packet), Ecn::of(class));
+        set_mark(&mut packet, Ecn::Capable0);
+        assert_eq!(packet[..2], [0x60 | class >> 4, (class & 0xfc | 2) << 4 | 5]);
+        assert_eq!(packet[2..], before[2..]);
+    }
+    for cut in [&[][..], &[0x45], &[0x45, 0, 0, 28], &[0x60], &[0x50, 3]] {
+        let mut packet = cut.to_vec();
+        set_mark(&mut packet, Ecn::Congested);
+        let _ = mark_of(&packet);
+    }
+}
+
 fn v6_addr(last: u16) -> Ipv6Addr {
     Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last)
 }

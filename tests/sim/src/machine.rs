@@ -8,6 +8,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use ntcp_overlay::base::addr::OverlayAddrs;
+use ntcp_overlay::base::ecn::Ecn;
 use ntcp_overlay::base::id::SocketId;
 use ntcp_overlay::base::id::StreamId;
 use ntcp_overlay::base::rng::Seed;
@@ -232,7 +233,9 @@ impl Machine {
     pub(crate) fn handle_datagram(&mut self, from: SocketAddr, mut bytes: Vec<u8>, near: bool, now: Now) {
         let now = self.clock(now);
         if near || !self.no_udp {
-            self.with(|node, out| node.handle_message(Via::Udp(SocketId::V4), from, &mut bytes, now, out));
+            self.with(|node, out| {
+                node.handle_message(Via::Udp(SocketId::V4), from, Ecn::NotCapable, &mut bytes, now, out)
+            });
         }
     }
 

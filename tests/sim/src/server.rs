@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use ntcp_overlay::base::ecn::Ecn;
 use ntcp_overlay::base::id::RegistrationId;
 use ntcp_overlay::base::id::SocketId;
 use ntcp_overlay::base::id::StreamId;
@@ -289,7 +290,7 @@ impl Server {
         }
         let Some(n) = self.relays.iter().position(|host| host.at == to) else { return };
         if let Some(relay) = &mut self.relays[n].relay {
-            relay.handle_message(Via::Udp(SocketId::V4), from, bytes, now, &mut self.outbox);
+            relay.handle_message(Via::Udp(SocketId::V4), from, Ecn::NotCapable, bytes, now, &mut self.outbox);
         }
         self.take_outbox(n, now);
     }

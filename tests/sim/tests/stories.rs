@@ -9,6 +9,7 @@ use boringtun::noise::TunnResult;
 use boringtun::x25519;
 use proptest::prelude::*;
 
+use ntcp_overlay::base::ecn::Ecn;
 use ntcp_overlay::base::id::AttemptId;
 use ntcp_overlay::base::id::RegistrationId;
 use ntcp_overlay::base::id::RequestId;
@@ -427,7 +428,7 @@ fn whatever_arrives_from_strangers_nothing_panics_and_nothing_is_answered() {
         let mut world = world.borrow_mut();
         let machine = &mut world.machines[bert.0];
         let via = if stream { Via::Stream(StreamId(77)) } else { Via::Udp(SocketId::V4) };
-        machine.with(|node, out| node.handle_message(via, stranger, &mut message, now, out));
+        machine.with(|node, out| node.handle_message(via, stranger, Ecn::NotCapable, &mut message, now, out));
         // Cookies of a member under load would be the exception; there is none.
         prop_assert_eq!(machine.discard_sent(), 0);
         Ok(())
