@@ -114,7 +114,8 @@ mod tests {
     use super::*;
 
     fn pong(kind: Kind, rtt_ms: Option<f64>) -> Pong {
-        let path = Path { kind, endpoint: None, method: None, relay: None, relay_transport: None };
+        let path =
+            Path { kind, endpoint: None, method: None, round: None, relay: None, relay_transport: None };
         Pong { name: "nas".to_owned(), address: "10.77.0.2".parse().unwrap(), path, rtt_ms, problem: None }
     }
 

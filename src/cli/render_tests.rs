@@ -9,7 +9,7 @@ use crate::control::api::RelayRole;
 const NOW: UnixTime = UnixTime::from_secs(1_000_000);
 
 fn path(kind: Kind) -> Path {
-    Path { kind, endpoint: None, method: None, relay: None, relay_transport: None }
+    Path { kind, endpoint: None, method: None, round: None, relay: None, relay_transport: None }
 }
 
 fn peer(name: &str, last_byte: u8, state: State, path: Path) -> Peer {

@@ -187,8 +187,12 @@ pub struct Path {
     /// The far end on the outside: the peer's, or the relay's.
     pub endpoint: Option<SocketAddr>,
     /// How a direct TCP connection came to be: `direct`, `reversal`, `p2pnat`, `prediction`, `p2pnat-low-ttl`, `stunt-2`.
+    /// Over UDP `prediction`, where ports had to be found.
     #[serde(default)]
     pub method: Option<String>,
+    /// In which round of its introduction that was, counted from 1, where it took rounds.
+    #[serde(default)]
+    pub round: Option<u8>,
     /// The relay's name.
     pub relay: Option<String>,
     /// `udp` or `tcp`: how this side reaches the relay; `splice`: one TCP connection to the peer, which the relay's kernel
@@ -536,7 +540,11 @@ impl From<PeerStatus> for Peer {
             groups: peer.groups.iter().map(ToString::to_string).collect(),
             wireguard: peer.stock,
             state: peer.activity.into(),
-            path: peer.path.into(),
+            path: Path {
+                method: peer.how.map(|how| how.method.name().to_owned()),
+                round: peer.how.and_then(|how| how.round),
+                ..peer.path.into()
+            },
             rtt_ms: peer.rtt.map(millis),
             loss: peer.loss,
             rx_bytes: peer.rx_bytes,
@@ -569,8 +577,14 @@ impl From<&broker::RelayDelay> for RelayDelay {
 
 impl From<PathKind> for Path {
     fn from(path: PathKind) -> Self {
-        let none =
-            Self { kind: Kind::None, endpoint: None, method: None, relay: None, relay_transport: None };
+        let none = Self {
+            kind: Kind::None,
+            endpoint: None,
+            method: None,
+            round: None,
+            relay: None,
+            relay_transport: None,
+        };
         match path {
             PathKind::DirectUdp(addr) => Self { kind: Kind::DirectUdp, endpoint: Some(addr), ..none },
             PathKind::DirectTcp(addr, method) => Self {
@@ -717,6 +731,7 @@ mod tests {
                 by: RelayedBy::Udp,
                 endpoint: "203.0.113.1:6061".parse().unwrap(),
             },
+            how: None,
             activity: Activity::Active,
             rtt: Some(Duration::from_micros(12_345)),
             loss: Some(0.25),

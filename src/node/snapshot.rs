@@ -96,6 +96,10 @@ impl Node {
             groups,
             stock: matches!(peer.kind, Kind::Stock { .. }),
             path: path_kind(peer),
+            how: match &peer.kind {
+                Kind::Mesh(mesh) => mesh.path.how(),
+                Kind::Stock { .. } => None,
+            },
             activity,
             rtt,
             loss,
@@ -156,6 +160,7 @@ fn stranger_status(known: &Known) -> PeerStatus {
         groups: subject.groups.clone(),
         stock: false,
         path: PathKind::None,
+        how: None,
         activity: if known.online { Activity::Idle } else { Activity::Offline },
         rtt: None,
         loss: None,

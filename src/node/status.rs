@@ -13,6 +13,7 @@ use crate::identity::names::NetworkName;
 use crate::nat::behavior::Profile;
 use crate::nat::candidate::Candidate;
 use crate::path::RelayedBy;
+use crate::punch::method::How;
 use crate::punch::method::Method;
 
 /// What carries traffic to a peer now.
@@ -80,6 +81,8 @@ pub struct PeerStatus {
     pub stock: bool,
     /// What carries.
     pub path: PathKind,
+    /// How that was opened, where it took more than checks of known addresses.
+    pub how: Option<How>,
     /// What it is doing.
     pub activity: Activity,
     /// Smoothed round trip of the carrier.

@@ -49,6 +49,7 @@ use crate::punch::attempt::Attempt;
 use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
 use crate::punch::keys::Seen;
+use crate::punch::method::How;
 use crate::punch::plan;
 use crate::punch::search::Search;
 use crate::wire::stun;
@@ -346,7 +347,17 @@ impl Path {
         }
         match leg.via {
             Via::Udp(_) => Carrier::DirectUdp(leg.to),
-            Via::Stream(id) => Carrier::DirectTcp(leg.to, self.streams.method_of(id)),
+            Via::Stream(id) => Carrier::DirectTcp(leg.to, self.streams.how(id).method),
+        }
+    }
+
+    /// How the direct way that carries now was opened; `None` where checks of known addresses sufficed, and for a relay.
+    #[must_use]
+    pub fn how(&self) -> Option<How> {
+        let leg = self.carrier.filter(|leg| !self.relays.owns(*leg))?;
+        match leg.via {
+            Via::Udp(_) => self.how_found(leg),
+            Via::Stream(id) => Some(self.streams.how(id)),
         }
     }
 

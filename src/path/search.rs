@@ -1,5 +1,6 @@
 //! Searches for ports over UDP: the one of the newest introduction, and the sockets that it and the ways have.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -15,7 +16,9 @@ use crate::path::Ctx;
 use crate::path::Introduction;
 use crate::path::Path;
 use crate::path::Transport;
+use crate::path::leg::Leg;
 use crate::punch::attempt;
+use crate::punch::method::How;
 use crate::punch::plan;
 use crate::punch::search;
 use crate::punch::search::Deed;
@@ -29,6 +32,8 @@ use crate::wire::stun;
 #[derive(Debug, Default)]
 pub(super) struct Sockets {
     open: BTreeSet<SocketId>,
+    /// What the latest search had checked, from where.
+    found: BTreeMap<(Via, SocketAddr), How>,
     orders: VecDeque<StreamOrder>,
 }
 
@@ -80,6 +85,9 @@ impl Path {
         ctx: &Ctx<'_>,
     ) -> bool {
         self.search = self.search_for(introduction, targets, ctx);
+        if self.search.is_some() {
+            self.sockets.found.clear();
+        }
         self.search.is_some()
     }
 
@@ -135,7 +143,10 @@ impl Path {
                         let check = attempt.keys().request(self.numbers.next(ctx.rng), 0);
                         ctx.outbox.push(Via::Udp(socket), to, &check);
                     }
-                    Deed::Check(via, to) => attempt.check(via, to, now),
+                    Deed::Check(via, to) => {
+                        self.sockets.found.insert((via, to), search.how());
+                        attempt.check(via, to, now);
+                    }
                 }
             }
         }
@@ -147,6 +158,11 @@ impl Path {
         let (search, ways) = (&self.search, &self.ways);
         let of_a_way = |id| ways.healths().any(|(leg, ..)| leg.via == Via::Udp(id));
         self.sockets.close_unless(|id| search.as_ref().is_some_and(|s| s.uses(id)) || of_a_way(id));
+    }
+
+    /// How a way over UDP was found, if it took a search.
+    pub(super) fn how_found(&self, leg: Leg) -> Option<How> {
+        self.sockets.found.get(&(leg.via, leg.to)).copied()
     }
 
     pub(super) fn poll_search_ready(&mut self) -> Option<(AttemptId, Ready)> {

@@ -23,6 +23,7 @@ use crate::path::Transport;
 use crate::path::leg::Leg;
 use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
+use crate::punch::method::How;
 use crate::punch::method::Method;
 use crate::punch::plan;
 use crate::punch::tcp;
@@ -35,7 +36,7 @@ use crate::wire::stun::TransactionId;
 #[derive(Debug, Default)]
 pub(super) struct Streams {
     attempts: Vec<Attempt>,
-    methods: BTreeMap<StreamId, Method>,
+    how: BTreeMap<StreamId, How>,
     orders: VecDeque<StreamOrder>,
     ready: VecDeque<(AttemptId, Ready)>,
     failed: Option<(u32, Option<String>)>,
@@ -70,9 +71,7 @@ impl Streams {
             Ok(()) => match attempt.handle_opened(id, &mut ctx.hands()) {
                 Opened::Ask(to, question) => ctx.outbox.push(Via::Stream(id), to, &question),
                 Opened::Greet(to) => {
-                    if let Some(method) = attempt.method_of(id) {
-                        self.methods.insert(id, method);
-                    }
+                    self.how.extend(attempt.how(id).map(|how| (id, how)));
                     let transaction = numbers.next(ctx.rng);
                     stream_leg(id, to).push(ctx.outbox, &attempt.keys().request(transaction, 0));
                     attempt.greeted(id, transaction, ctx.now.instant);
@@ -88,7 +87,7 @@ impl Streams {
     pub(super) fn handle_accepted(&mut self, id: StreamId, port: PortId, from: SocketAddr) -> bool {
         for attempt in &mut self.attempts {
             if attempt.handle_accepted(id, port, from) {
-                self.methods.extend(attempt.method_of(id).map(|method| (id, method)));
+                self.how.extend(attempt.how(id).map(|how| (id, how)));
                 return true;
             }
         }
@@ -193,13 +192,13 @@ impl Streams {
     }
 
     /// How a stream came to be: one that no attempt of ours has to do with was dialled by the peer.
-    pub(super) fn method_of(&self, id: StreamId) -> Method {
-        self.methods.get(&id).copied().unwrap_or(Method::Reversal)
+    pub(super) fn how(&self, id: StreamId) -> How {
+        self.how.get(&id).copied().unwrap_or(How { method: Method::Reversal, round: None })
     }
 
     /// A stream is gone, or is not a way any more and to be closed.
     pub(super) fn forget(&mut self, id: StreamId, close: bool) {
-        self.methods.remove(&id);
+        self.how.remove(&id);
         if close {
             self.orders.push_back(StreamOrder::Close(id));
         }

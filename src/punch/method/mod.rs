@@ -49,6 +49,15 @@ impl Method {
     }
 }
 
+/// How a direct way was opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct How {
+    /// By which method.
+    pub method: Method,
+    /// In which round of its introduction, counted from 1; `None` where that took no round.
+    pub round: Option<u8>,
+}
+
 /// What one side does in one round; times count from the common start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Round {

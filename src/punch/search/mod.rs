@@ -27,6 +27,8 @@ use std::time::Instant;
 use crate::base::id::AttemptId;
 use crate::base::id::SocketId;
 use crate::base::transmit::Via;
+use crate::punch::method::How;
+use crate::punch::method::Method;
 use crate::punch::method::prediction::next;
 use crate::punch::tcp::Hands;
 use crate::punch::tcp::Ready;
@@ -129,6 +131,12 @@ impl Search {
     #[must_use]
     pub fn attempt(&self) -> AttemptId {
         self.attempt
+    }
+
+    /// How a way is found now.
+    #[must_use]
+    pub fn how(&self) -> How {
+        How { method: Method::Prediction, round: Some(self.at + 1) }
     }
 
     /// Whether something may come of it.

@@ -30,6 +30,7 @@ use crate::punch::keys::PairKeys;
 use crate::punch::keys::Side;
 use crate::punch::look::Observer;
 use crate::punch::method;
+use crate::punch::method::How;
 use crate::punch::method::Method;
 use crate::punch::method::Round;
 use crate::punch::turn;
@@ -202,13 +203,15 @@ impl Attempt {
         self.streams.contains_key(&id)
     }
 
-    /// By which method a stream of this attempt came to be.
+    /// How a stream of this attempt came to be; to be asked when it is open.
     #[must_use]
-    pub fn method_of(&self, id: StreamId) -> Option<Method> {
+    pub fn how(&self, id: StreamId) -> Option<How> {
         match self.streams.get(&id)?.role {
             Role::Look(_) => None,
-            Role::Plain => Some(Method::Direct),
-            Role::Punched { method, .. } | Role::Accepted { method } => Some(method),
+            Role::Plain => Some(How { method: Method::Direct, round: None }),
+            Role::Punched { method, .. } | Role::Accepted { method } => {
+                Some(How { method, round: u8::try_from(self.at + 1).ok() })
+            }
         }
     }
 

@@ -125,6 +125,7 @@ impl Meeting {
             let packets = sent(counters)?;
             Ok(Outcome {
                 method: told("method"),
+                round: last.all.get("round").and_then(Value::as_u64),
                 why: told("why"),
                 carried: last.path,
                 first_reply: first_reply.ok(),

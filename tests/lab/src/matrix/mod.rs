@@ -55,6 +55,8 @@ pub struct Outcome {
     pub carried: String,
     /// How the path was opened, where the product says so.
     pub method: Option<String>,
+    /// In which round of its introduction, where it takes rounds.
+    pub round: Option<u64>,
     /// From the first ping to the first reply, if one came.
     pub first_reply: Option<Duration>,
     /// From the first ping to a direct path, if one came.
@@ -227,6 +229,7 @@ mod tests {
         Outcome {
             carried,
             method: None,
+            round: None,
             first_reply: None,
             direct: None,
             to_peer: 0,

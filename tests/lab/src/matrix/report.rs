@@ -54,10 +54,6 @@ pub(super) fn summary(outcomes: &Outcomes) -> Vec<String> {
             count(&|outcome| outcome.is_connected()),
             count(&|outcome| outcome.is_direct())
         ));
-        let methods = methods(&of);
-        if !methods.is_empty() {
-            lines.push(format!("  carried by: {methods}"));
-        }
         let time = |of: Vec<Duration>| {
             spread(of).map_or_else(
                 || "-".to_owned(),
@@ -77,6 +73,7 @@ pub(super) fn summary(outcomes: &Outcomes) -> Vec<String> {
             packets(of.iter().map(|outcome| outcome.to_peer).collect()),
             packets(of.iter().map(|outcome| outcome.to_server).collect())
         ));
+        lines.extend(methods(&of));
         for mix in MIXES {
             if let Some(share) = mix.direct(udp, outcomes) {
                 lines.push(format!("  direct, weighted by the NATs of {}: {:.1} %", mix.name, share * 100.0));
@@ -86,14 +83,30 @@ pub(super) fn summary(outcomes: &Outcomes) -> Vec<String> {
     lines
 }
 
-/// How many pairs each path, and each of its methods, carried.
-fn methods(of: &[&Outcome]) -> String {
-    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+/// What each path, and each of its methods, came to: how many pairs it carried, how soon after the first ping, and how
+/// often in the first round.
+fn methods(of: &[&Outcome]) -> Vec<String> {
+    let mut all: BTreeMap<String, Vec<&Outcome>> = BTreeMap::new();
     for outcome in of {
         let how = outcome.method.as_ref().map_or_else(String::new, |method| format!(" ({method})"));
-        *counts.entry(format!("{}{how}", outcome.carried)).or_default() += 1;
+        all.entry(format!("{}{how}", outcome.carried)).or_default().push(outcome);
     }
-    counts.iter().map(|(how, count)| format!("{how} {count}")).collect::<Vec<_>>().join(", ")
+    let line = |(how, of): (&String, &Vec<&Outcome>)| {
+        let direct = spread(of.iter().filter_map(|outcome| outcome.direct).collect());
+        let direct = direct.map_or_else(String::new, |(median, most)| {
+            format!(", after {:.1} s (at most {:.1})", median.as_secs_f64(), most.as_secs_f64())
+        });
+        let rounds: Vec<u64> = of.iter().filter_map(|outcome| outcome.round).collect();
+        let first = rounds.iter().filter(|round| **round == 1).count();
+        let first = if rounds.is_empty() {
+            String::new()
+        } else {
+            format!(", {first} of {} in the first round", rounds.len())
+        };
+        let pairs = if of.len() == 1 { "pair" } else { "pairs" };
+        format!("  carried by {how}: {} {pairs}{direct}{first}", of.len())
+    };
+    all.iter().map(line).collect()
 }
 
 /// The median and the greatest.
@@ -125,10 +138,36 @@ fn row(((a, b, udp), outcome): (&(&'static str, &'static str, bool), &Outcome)) 
         "udp": udp,
         "carried": outcome.carried,
         "method": outcome.method,
+        "round": outcome.round,
         "first_reply_ms": millis(outcome.first_reply),
         "direct_ms": millis(outcome.direct),
         "packets_to_peer": outcome.to_peer,
         "packets_to_server": outcome.to_server,
         "why": outcome.why,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::outcome;
+    use super::*;
+
+    #[test]
+    fn each_method_has_a_line_with_its_pairs_its_median_and_its_first_rounds() {
+        let opened = |round, tenths: u64| Outcome {
+            method: Some("prediction".to_owned()),
+            round: Some(round),
+            direct: Some(Duration::from_millis(tenths * 100)),
+            ..outcome("direct-tcp")
+        };
+        let all = [opened(1, 5), opened(3, 9), opened(1, 4), outcome("relay")];
+        let lines = methods(&all.iter().collect::<Vec<_>>());
+        assert_eq!(
+            lines,
+            [
+                "  carried by direct-tcp (prediction): 3 pairs, after 0.5 s (at most 0.9), 2 of 3 in the first round",
+                "  carried by relay: 1 pair",
+            ]
+        );
+    }
 }
