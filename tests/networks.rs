@@ -13,6 +13,7 @@ use ntcp_lab::lab;
 use ntcp_lab::nat::V6;
 use ntcp_lab::product::Mesh;
 use ntcp_lab::product::Product;
+use ntcp_lab::product::stun_role;
 
 /// How long anything may take; generous, because tests share the machine.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -40,6 +41,32 @@ fn a_member_that_has_only_ipv6_and_one_that_has_only_ipv4_meet_by_the_relay() {
         alice.first_ping(&bob.address()?.to_string(), PATIENCE)?;
         bob.first_ping(&alice.address()?.to_string(), PATIENCE)?;
         alice.wait_relay("four-host", PATIENCE)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn without_udp_and_behind_hopeless_nats_ipv6_firewalls_are_opened_by_crossing_syns() {
+    lab::test(|lab| {
+        let net = Internet::new(lab)?;
+        let link = Link::delayed(Duration::from_millis(10));
+        let server = net.server("server", &link)?;
+        let mesh = Mesh::found(&product()?, &server, &stun_role(&server))?;
+        let site = |name, lan| {
+            let site = Site::new(Nat::SymmetricRandom).lan(lan).v6(V6::Firewall).no_udp();
+            net.site(name, site, &link)?.host(&format!("{name}-host"))
+        };
+        let (home, work) = (site("home", 1)?, site("work", 2)?);
+        let (alice, bob) = (mesh.join(&home, &[])?, mesh.join(&work, &[])?);
+        alice.wait_knows("work-host", PATIENCE)?;
+        for member in [&alice, &bob] {
+            member.wait_surveyed(PATIENCE)?;
+        }
+        alice.first_ping(&bob.address()?.to_string(), PATIENCE)?;
+        let path = alice.wait_path("work-host", "direct TCP", PATIENCE, |peer| peer.path == "direct-tcp")?;
+        let v6 = work.v6.context("no IPv6")?;
+        ensure!(path.endpoint.starts_with(&format!("[{v6}]:")), "not over IPv6: {:#}", path.all);
+        ensure!(path.all.get("method").is_some_and(|method| method == "p2pnat"), "{:#}", path.all);
         Ok(())
     });
 }

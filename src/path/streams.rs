@@ -286,7 +286,8 @@ impl Path {
         let blocked = ctx.local.udp_blocked || introduction.profile.udp.passes == Some(false);
         let head_start = if searches { 2 * tcp::HEAD_START } else { tcp::HEAD_START };
         let start = if udp && !blocked { ctx.now.instant + head_start } else { ctx.now.instant };
-        let rounds = plan::choose(ctx.profile, &introduction.profile, introduction.side);
+        let over_v6 = |hopeless| plan::over_v6(ctx.local, &introduction.candidates).ok_or(hopeless);
+        let rounds = plan::choose(ctx.profile, &introduction.profile, introduction.side).or_else(over_v6);
         if let Err(hopeless) = &rounds
             && (blocked || !udp)
         {

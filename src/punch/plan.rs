@@ -109,6 +109,16 @@ pub fn choose(own: &Profile, peer: &Profile, side: Side) -> Result<Vec<Round>, H
     Ok(vec![first, method::low_ttl::round(ours, own.hops), first, method::stunt2::round(ours, side)])
 }
 
+/// The rounds between two members whose IPv4 NATs are hopeless, if both have IPv6 addresses that are the same outside:
+/// firewalls let in what crosses, and the ports are known. `None` if one has none.
+#[must_use]
+pub fn over_v6(local: &Local, peer: &[Candidate]) -> Option<Vec<Round>> {
+    let theirs =
+        |c: &Candidate| c.addr.is_ipv6() && !addr::is_private(c.addr.ip()) && is_outside(local, c.addr);
+    let both = local.public.iter().any(IpAddr::is_ipv6) && peer.iter().any(theirs);
+    both.then(|| vec![method::simultaneous::round(&Behavior::default()); 2])
+}
+
 /// Why no TCP connection can be punched between two NATs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Hopeless {
@@ -272,6 +282,20 @@ mod tests {
         assert_eq!(tcp_targets(&local(), &peer), wanted);
         let many: Vec<Candidate> = (0..99).map(|i| tcp(&format!("192.0.2.{i}:9"))).collect();
         assert_eq!(tcp_targets(&local(), &many).len(), MAX_LISTENERS);
+    }
+
+    #[test]
+    fn hopeless_nats_matter_to_ipv4_alone() {
+        let peer = |addr: &str| [candidate(Kind::Host, addr)];
+        let ours = |addr: &str| Local { public: vec![addr.parse().unwrap()], ..local() };
+        for (own, theirs, wanted) in [
+            ("2001:db8::1", "[2001:db8::2]:5", true),
+            ("2001:db8::1", "192.0.2.1:5", false),
+            ("2001:db8::1", "[fd00::2]:5", false),
+            ("192.0.2.7", "[2001:db8::2]:5", false),
+        ] {
+            assert_eq!(over_v6(&ours(own), &peer(theirs)).is_some(), wanted, "{own} {theirs}");
+        }
     }
 
     fn local() -> Local {
