@@ -29,6 +29,8 @@ use ntcp_lab::openssh::SshServer;
 use ntcp_lab::product::Daemon;
 use ntcp_lab::product::Mesh;
 use ntcp_lab::product::Product;
+use ntcp_lab::product::stun_role;
+use ntcp_lab::product::write_config;
 
 /// Long enough for anything to happen on two busy cores; short enough for a broken build.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -210,6 +212,50 @@ fn when_a_relay_dies_its_members_go_on_by_the_other_one_and_lose_nothing() {
         copying.wait(PATIENCE * 3)?;
         ensure!(copying.log().contains(wanted.trim()), "{} is not {wanted}", copying.log());
         session.advance(5, PATIENCE)?;
+        Ok(())
+    });
+}
+
+#[test]
+fn where_the_network_has_no_relay_a_member_behind_a_full_cone_serves_as_one() {
+    lab::test(|lab| {
+        let net = Internet::new(lab)?;
+        let link = Link::delayed(DELAY);
+        let server = net.server("server", &link)?;
+        let config = format!(
+            "[broker]\nenabled = true\nadvertise = [\"{}:6060\"]\n[relay]\nenabled = false\n{}",
+            server.v4,
+            stun_role(&server)
+        );
+        let mesh = Mesh::found_with(&product()?, &server, &config)?;
+        let site = |nat| Site::new(nat);
+        let home = net.site("home", site(Nat::SymmetricRandom).lan(1), &link)?;
+        let work = net.site("work", site(Nat::SymmetricRandom).lan(2), &link)?;
+        let cafe = net.site("cafe", site(Nat::FullCone).lan(3), &link)?;
+        let carol = cafe.host("carol")?;
+        let config = write_config(&carol, "[relay]\nserve = \"network\"\n")?;
+        let invite = mesh.admin(&["invite", "--may-relay"])?;
+        let words = ["up", "--join", invite.trim(), "--name", "carol", "--config", &config];
+        let carol = product()?.member(&carol.ns, &words)?;
+        let served = || -> Result<Option<serde_json::Value>> {
+            Ok(carol
+                .status()?
+                .pointer("/relay")
+                .filter(|relay| relay.get("listen").is_some_and(|at| at.get(0).is_some()))
+                .cloned())
+        };
+        let role = interrupt::wait_for("carol to find out that everybody reaches her", PATIENCE, &served)?;
+        say(&format!("carol relays: {role}"));
+
+        let (alice, bob) = (mesh.join(&home.host("alice")?, &[])?, mesh.join(&work.host("bob")?, &[])?);
+        alice.first_ping(&bob.address()?.to_string(), PATIENCE)?;
+        alice.wait_relay("bob", PATIENCE)?;
+        ensure!(relay_of(&alice)? == "carol", "{:#}", alice.status()?);
+        let role = served()?.context("carol has stopped relaying")?;
+        ensure!(role.get("sessions").and_then(serde_json::Value::as_u64) > Some(0), "{role}");
+        // She is a member like any other, too.
+        alice.first_ping(&carol.address()?.to_string(), PATIENCE)?;
+        alice.wait_direct("carol", PATIENCE)?;
         Ok(())
     });
 }

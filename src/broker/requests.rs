@@ -41,11 +41,17 @@ impl Broker {
                 return;
             }
         }
-        let relay = if certificate.subject.roles.relay { register.relay.as_slice() } else { &[] };
+        let roles = certificate.subject.roles;
+        let relay = match (roles.relay, roles.member) {
+            (false, _) => Vec::new(),
+            // A member's own ports are not those of well-known services.
+            (true, true) => candidates::fit_for_members(&register.relay, |ip| self.is_inside(ip)),
+            (true, false) => candidates::fit_for_relays(&register.relay, |ip| self.is_inside(ip)),
+        };
         let presence = Presence {
             candidates: candidates::fit_for_members(&register.candidates, |ip| self.is_inside(ip)),
             profile: register.profile,
-            relay: candidates::fit_for_relays(relay, |ip| self.is_inside(ip)),
+            relay,
             delays: Delays::new(),
         };
         let relays = !presence.relay.is_empty();

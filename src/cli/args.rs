@@ -239,9 +239,12 @@ pub(super) struct InviteArgs {
     /// How long the token is good, like 30m, 24h or 7d [default: as the broker is configured, or 24h]
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
     pub(super) ttl: Option<Duration>,
-    /// Let the machine serve as a relay
-    #[arg(long)]
+    /// Make the machine a relay, instead of a member
+    #[arg(long, conflicts_with = "may_relay")]
     pub(super) relay: bool,
+    /// Let the member carry others' traffic too, if its owner sets relay.serve = "network"
+    #[arg(long)]
+    pub(super) may_relay: bool,
     #[command(flatten)]
     pub(super) control: ControlArgs,
 }

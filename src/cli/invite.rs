@@ -15,6 +15,7 @@ pub(super) fn run(args: InviteArgs) -> anyhow::Result<Exit> {
         groups: args.groups.iter().map(ToString::to_string).collect(),
         ttl_s: args.ttl.map(|ttl| ttl.as_secs()),
         relay: args.relay,
+        may_relay: args.may_relay,
     };
     let there =
         if args.relay { "ntcp-overlay serve --join <token>" } else { "sudo ntcp-overlay up --join <token>" };

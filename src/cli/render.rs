@@ -120,7 +120,11 @@ fn roles(out: &mut String, status: &Status) {
             None => format!(", {} in the kernel", role.spliced),
         };
         let counts = format!("{}, {} copied{kernel}", counted(role.sessions, "session"), bytes(role.bytes));
-        line(out, &format!("relay here: on {}, {counts}", on(&role.listen)));
+        let place = match role.listen.as_slice() {
+            [] => "nowhere yet, because strangers do not get through to this machine".to_owned(),
+            listen => format!("on {}", on(listen)),
+        };
+        line(out, &format!("relay here: {place}, {counts}"));
     }
     if let Some(role) = &status.stun {
         line(out, &format!("stun here: on {}", on(&role.listen)));
@@ -183,7 +187,7 @@ fn details(out: &mut String, status: &Status, now: UnixTime) {
         }
     }
     for relay in &status.relay_delays {
-        let way = relay.rtt_ms.map_or("cannot be reached".to_owned(), |rtt| format!("{rtt} ms"));
+        let way = relay.rtt_ms.map_or_else(|| "cannot be reached".to_owned(), |rtt| format!("{rtt} ms"));
         line(out, &format!("relay {}: {way}", clean(&relay.name)));
     }
     for name in &status.unknown_peers {

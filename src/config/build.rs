@@ -277,6 +277,11 @@ impl Source<'_> {
             max_sessions,
             bytes_per_second: relay.bytes_per_second.filter(|rate| *rate != 0),
             splice_ports: self.splice_ports(relay.splice_ports.as_deref())?,
+            serve: match relay.serve.as_deref() {
+                None | Some("none") => false,
+                Some("network") => true,
+                Some(_) => return Err(self.wrong("relay.serve", "must be \"network\" or \"none\"")),
+            },
             brokers: self.endpoints("relay.brokers", relay.brokers.as_deref(), BROKER_PORT, MAX_BROKERS)?,
         })
     }

@@ -220,6 +220,16 @@ fn a_stock_wireguard_peer_is_read_with_its_preshared_key() {
 }
 
 #[test]
+fn a_member_serves_the_network_as_a_relay_if_its_owner_says_so() {
+    let serves = |text: &str| settings(text).relay.serve;
+    assert!(!serves(""));
+    assert!(!serves("[relay]\nserve = \"none\""));
+    assert!(serves("[relay]\nserve = \"network\""));
+    let error = problem("[relay]\nserve = \"everybody\"");
+    assert!(error.contains("line 2, column 9: `serve` must be \"network\" or \"none\""), "{error}");
+}
+
+#[test]
 fn splice_ports_are_a_range_or_none() {
     let ports = |text: &str| settings(&format!("[relay]\nsplice_ports = \"{text}\"")).relay.splice_ports;
     assert_eq!(ports("30000-31999"), Some(30_000..=31_999));

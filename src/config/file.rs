@@ -86,6 +86,7 @@ sections! {
         max_sessions: u32,
         bytes_per_second: u64,
         splice_ports: String,
+        serve: String,
         brokers: Vec<String>,
     }
     /// `[stun]`

@@ -95,6 +95,7 @@ pub const SECTIONS: &[Section] = &[
             ("max_sessions", Whole(u32::MAX as u64)),
             ("bytes_per_second", Whole(ANY)),
             ("splice_ports", Text),
+            ("serve", Text),
             ("brokers", Texts),
         ],
     },

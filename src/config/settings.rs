@@ -18,6 +18,7 @@ use crate::identity::keys::WgPublic;
 use crate::identity::names::MemberName;
 use crate::identity::names::NetworkName;
 use crate::path::Transport;
+use crate::relay::server;
 use crate::wire::enroll::BrokerAddr;
 
 /// Where the configuration is looked for unless told otherwise.
@@ -181,8 +182,22 @@ pub struct Relay {
     pub bytes_per_second: Option<u64>,
     /// TCP ports at which the kernel splices sessions; `None`: it does not.
     pub splice_ports: Option<RangeInclusive<u16>>,
+    /// Whether a member on this machine carries others' traffic too, over its own sockets.
+    pub serve: bool,
     /// Brokers to report to, if it does not live in a broker's process.
     pub brokers: Vec<BrokerAddr>,
+}
+
+impl Relay {
+    /// What a relay here gives at most.
+    #[must_use]
+    pub fn limits(&self) -> server::Config {
+        server::Config {
+            max_sessions: usize::try_from(self.max_sessions).unwrap_or(usize::MAX),
+            bytes_per_second: self.bytes_per_second.map(|rate| u32::try_from(rate).unwrap_or(u32::MAX)),
+            ..server::Config::default()
+        }
+    }
 }
 
 /// `[stun]`

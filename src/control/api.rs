@@ -15,6 +15,7 @@ use crate::nat::behavior::PortAssignment;
 use crate::nat::candidate;
 use crate::nat::candidate::Transport;
 use crate::node::request;
+use crate::node::serve::Served;
 use crate::node::status::Activity;
 use crate::node::status::BrokerStatus;
 use crate::node::status::Counters;
@@ -59,8 +60,11 @@ pub enum Request {
         groups: Vec<String>,
         /// Validity in seconds; without it, what the configuration says.
         ttl_s: Option<u64>,
-        /// Whether the invited machine may serve as a relay.
+        /// Whether the invited machine becomes a relay, and no member.
         relay: bool,
+        /// Whether the invited member may carry others' traffic too.
+        #[serde(default)]
+        may_relay: bool,
     },
     /// Takes a member's certificates back; answered by [`Reply::Done`].
     Revoke {
@@ -526,7 +530,21 @@ impl From<Snapshot> for Status {
             unknown_peers: snapshot.unknown_peers.iter().map(ToString::to_string).collect(),
             revocations: snapshot.revocations,
             dropped: snapshot.counters.into(),
+            relay: snapshot.served.map(RelayRole::from),
             ..Self::serving()
+        }
+    }
+}
+
+impl From<Served> for RelayRole {
+    fn from(served: Served) -> Self {
+        Self {
+            listen: served.endpoints,
+            sessions: served.stats.sessions as u64,
+            bytes: served.stats.bytes,
+            spliced: 0,
+            no_kernel: Some("a member copies (relay.serve)".to_owned()),
+            carried: Vec::new(),
         }
     }
 }
@@ -718,6 +736,7 @@ mod tests {
     use crate::identity::keys::WgPublic;
     use crate::nat::behavior::Profile;
     use crate::path::RelayedBy;
+    use crate::relay::server::Stats;
 
     fn snapshot() -> Snapshot {
         let peer = PeerStatus {
@@ -758,6 +777,10 @@ mod tests {
             peers: vec![peer],
             unknown_peers: vec!["nsa".parse().unwrap()],
             revocations: 4,
+            served: Some(Served {
+                endpoints: vec!["192.0.2.1:4".parse().unwrap()],
+                stats: Stats { sessions: 3, ..Stats::default() },
+            }),
             counters: Counters { spoofed: 6, ..Counters::default() },
         }
     }
@@ -772,6 +795,8 @@ mod tests {
             ("/candidates/0/kind", "\"mapped\""),
             ("/dropped/spoofed", "6"),
             ("/unknown_peers/0", "\"nsa\""),
+            ("/relay/sessions", "3"),
+            ("/relay/listen/0", "\"192.0.2.1:4\""),
             ("/peers/0/name", "\"nas\""),
             ("/peers/0/addresses/0", "\"10.77.0.2\""),
             ("/peers/0/path", "\"relay\""),
@@ -831,7 +856,16 @@ mod tests {
             (Request::Status {}, false),
             (Request::Ping { peer: String::new(), timeout_ms: 0 }, false),
             (Request::Down {}, true),
-            (Request::Invite { name: None, groups: Vec::new(), ttl_s: None, relay: false }, true),
+            (
+                Request::Invite {
+                    name: None,
+                    groups: Vec::new(),
+                    ttl_s: None,
+                    relay: false,
+                    may_relay: false,
+                },
+                true,
+            ),
             (Request::Revoke { name: String::new() }, true),
             (Request::ImportRevocations { base64: String::new() }, true),
         ] {

@@ -44,7 +44,6 @@ use crate::nat::candidate::Candidate;
 use crate::nat::candidate::Kind;
 use crate::nat::candidate::MAX_CANDIDATES;
 use crate::nat::candidate::Transport;
-use crate::relay::server::Config;
 use crate::wire::broker::FromBroker;
 use crate::wire::broker::Register;
 use crate::wire::broker::ToBroker;
@@ -122,11 +121,7 @@ pub async fn start(
         "the certificate in {} is not a relay's: sign one with `cert sign --role relay`",
         dir.display()
     );
-    let limits = Config {
-        max_sessions: usize::try_from(settings.relay.max_sessions).unwrap_or(usize::MAX),
-        bytes_per_second: settings.relay.bytes_per_second.map(|rate| u32::try_from(rate).unwrap_or(u32::MAX)),
-        ..Config::default()
-    };
+    let limits = settings.relay.limits();
     let mut listen = usable(&settings.relay.listen);
     if let Some(beside) = &beside {
         // One port for both: the broker's listener hands over who asks for the relay.

@@ -111,11 +111,10 @@ impl Servers {
         name: Option<MemberName>,
         groups: Vec<GroupName>,
         ttl: Option<Duration>,
-        relay: bool,
+        roles: Roles,
     ) -> anyhow::Result<Invite> {
         let broker = self.broker.as_ref().context(NO_BROKER)?;
         anyhow::ensure!(broker.signs, "{NO_AUTHORITY}");
-        let roles = if relay { Roles::RELAY } else { Roles::MEMBER };
         broker.handle.create_invite(name, groups, roles, ttl.unwrap_or(broker.invite_ttl)).await
     }
 
@@ -128,8 +127,9 @@ impl Servers {
                     pid: std::process::id(),
                 };
             }
-            api::Request::Invite { name, groups, ttl_s, relay } => {
-                self.invite(name, groups, ttl_s, relay).await
+            api::Request::Invite { name, groups, ttl_s, relay, may_relay } => {
+                let roles = Roles { member: !relay, relay: relay || may_relay, ..Roles::default() };
+                self.invite(name, groups, ttl_s, roles).await
             }
             api::Request::Revoke { name } => self.revoke(&name).await,
             api::Request::ImportRevocations { base64 } => self.import(&base64).await,
@@ -209,12 +209,12 @@ impl Servers {
         name: Option<String>,
         groups: Vec<String>,
         ttl_s: Option<u64>,
-        relay: bool,
+        roles: Roles,
     ) -> anyhow::Result<api::Reply> {
         let name = name.map(|name| name.parse()).transpose().context("the wanted name")?;
         let groups = groups.iter().map(|group| group.parse()).collect::<Result<_, _>>().context("a group")?;
         let ttl = ttl_s.map(Duration::from_secs);
-        let invite = self.create_invite(name, groups, ttl, relay).await?;
+        let invite = self.create_invite(name, groups, ttl, roles).await?;
         let default = self.broker.as_ref().map(|broker| broker.invite_ttl).unwrap_or_default();
         Ok(api::Reply::Invite { token: invite.to_text(), ttl_s: ttl.unwrap_or(default).as_secs() })
     }

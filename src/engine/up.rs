@@ -52,6 +52,7 @@ use crate::engine::relay_delays::RelayDelays;
 use crate::engine::roles::HEALTH;
 use crate::engine::roles::Servers;
 use crate::engine::stun_server;
+use crate::identity::certificate::Roles;
 use crate::identity::credentials::Credentials;
 use crate::identity::names::MemberName;
 use crate::io::hosts;
@@ -123,6 +124,11 @@ async fn run_async(
     let addrs = own.certificate.subject.addrs.context(
         "this machine's certificate is not a member's: sign one with `ntcp-overlay cert sign --role member`",
     )?;
+    if settings.relay.serve && !own.certificate.subject.roles.relay {
+        tracing::warn!(
+            "relay.serve = \"network\" has no effect: this machine's certificate does not allow it. Join again with an invite of `ntcp-overlay invite --may-relay`"
+        );
+    }
     let (v4, v6) = (own.anchor.prefix, own.anchor.overlay_prefix_v6());
     netlink.check_prefix_free(v4, v6, Some(tun.name())).await?;
     configure(&netlink, &tun, addrs, v4, v6, settings.member.mtu).await?;
@@ -151,7 +157,7 @@ async fn run_async(
         own.certificate.subject.uri.name, own.anchor.network, addrs.v4, addrs.v6
     )));
     if founded {
-        let invite = servers.create_invite(None, Vec::new(), None, false).await?;
+        let invite = servers.create_invite(None, Vec::new(), None, Roles::MEMBER).await?;
         announce(Announcement::Say(founder_text(&invite.to_text(), settings)));
     }
 
@@ -270,7 +276,9 @@ impl Running<'_> {
 
     fn on_link(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Up { broker, broker_name, registration_key, registered, proxied, .. } => {
+            LinkEvent::Up {
+                broker, broker_name, broker_cert, registration_key, registered, proxied, ..
+            } => {
                 self.connected = true;
                 self.surveyor.set_servers(&registered.stun);
                 self.delays.on_reached(broker.ip().is_loopback());
@@ -278,7 +286,8 @@ impl Running<'_> {
                     let here = proxied || broker.ip().is_loopback();
                     gateway.on_reached((!here).then_some(registered.observed.ip()));
                 }
-                let up = LinkUp { broker, name: broker_name, key: registration_key, registered };
+                let (name, key, signer) = (broker_name, registration_key, broker_cert.key);
+                let up = LinkUp { broker, name, key, signer, registered };
                 self.member.send(Command::LinkUp(Box::new(up)));
             }
             LinkEvent::Message(FromBroker::Relays(relays)) => self.delays.on_asked(relays),
@@ -481,7 +490,7 @@ async fn enrol(
         }
         Standing::Founder => {
             let name = settings.member.name.clone();
-            servers.create_invite(Some(name), Vec::new(), None, false).await?
+            servers.create_invite(Some(name), Vec::new(), None, Roles::MEMBER).await?
         }
     };
     let (key, wg) = credentials::keys_or_new(&dir)?;
@@ -559,6 +568,7 @@ fn parts(
         transport: (settings.member.transport, settings.peers.clone()),
         directory: settings.member.hosts_file,
         relay: settings.member.relay,
+        serve: settings.relay.serve.then(|| settings.relay.limits()),
         overlay: vec![own.anchor.prefix.into(), own.anchor.overlay_prefix_v6().into()],
         configured: settings.member.candidates.clone(),
         observers,

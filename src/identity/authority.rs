@@ -170,7 +170,8 @@ pub fn validity(now: UnixTime, lifetime: Duration) -> (UnixTime, UnixTime) {
 /// How long a certificate with these roles lives unless somebody says otherwise.
 #[must_use]
 pub const fn default_lifetime(roles: Roles) -> Duration {
-    if roles.broker || roles.relay { SERVER_LIFETIME } else { MEMBER_LIFETIME }
+    // A member that may relay lives like a member: what it mostly is.
+    if roles.broker || roles.relay && !roles.member { SERVER_LIFETIME } else { MEMBER_LIFETIME }
 }
 
 /// What a certificate of `subject` says.

@@ -16,6 +16,7 @@ use crate::node::peers::Kind;
 use crate::node::peers::Peer;
 use crate::node::peers::PeerId;
 use crate::node::registration::Registration;
+use crate::node::streams::Owner;
 use crate::path::Ctx;
 use crate::path::Path;
 use crate::path::leg::Leg;
@@ -53,6 +54,9 @@ impl Node {
         now: Now,
         out: &mut Output,
     ) {
+        if self.serve_message(via, from, ecn, bytes, now, &mut out.outbox) {
+            return;
+        }
         let direct = Leg { via, to: from, channel: None };
         match demux::kind(bytes) {
             demux::Kind::Stun => self.handle_stun(direct, bytes, now, out),
@@ -97,7 +101,7 @@ impl Node {
             if let Via::Stream(stream) = leg.via
                 && leg.channel.is_none()
             {
-                self.streams.insert(stream, Some(id));
+                self.streams.insert(stream, Owner::Peer(id));
             }
             if message.class == stun::Class::Success {
                 self.answer_pings(id, message.transaction, now, out);

@@ -23,6 +23,7 @@ pub mod registration;
 pub mod rendezvous;
 pub mod request;
 pub mod routes;
+pub mod serve;
 mod snapshot;
 pub mod status;
 mod streams;
@@ -74,12 +75,15 @@ use crate::node::request::Reply;
 use crate::node::request::Request;
 use crate::node::routes::Routes;
 use crate::node::status::Counters;
+use crate::node::streams::Owner;
 use crate::path;
 use crate::path::Ctx;
 use crate::path::Path;
 use crate::punch::plan;
 use crate::punch::tcp::Ready;
 use crate::punch::turn::Turn;
+use crate::relay::server;
+use crate::relay::server::Relay;
 use crate::tunnel::gate::SourceGate;
 use crate::tunnel::session::Keys;
 use crate::tunnel::session::Session;
@@ -133,6 +137,8 @@ pub struct Config {
     pub directory: bool,
     /// Whether relays may be used.
     pub relay: bool,
+    /// What this member gives others as a relay, if it is to serve as one and its certificate allows that.
+    pub serve: Option<server::Config>,
     /// The network's IPv4 and IPv6 prefix.
     pub overlay: Vec<IpNetwork>,
     /// Addresses that the owner wrote down.
@@ -191,9 +197,13 @@ pub struct Node {
     revocations: RevocationList,
     pings: Vec<pings::Ping>,
     counters: Counters,
-    /// Open streams and whose they are; `None` for a stranger's.
-    streams: BTreeMap<StreamId, Option<PeerId>>,
+    /// Open streams and whose they are.
+    streams: BTreeMap<StreamId, Owner>,
     ports: BTreeMap<PortId, PeerId>,
+    /// The relay that this member is for others.
+    served: Option<Box<Relay>>,
+    /// Where the broker was told that it is.
+    serving: Vec<Candidate>,
     next_stream: u32,
     turn: Turn,
     /// Whose sockets beside the data sockets are.
@@ -235,6 +245,8 @@ impl Node {
             counters: Counters::default(),
             streams: BTreeMap::new(),
             ports: BTreeMap::new(),
+            served: None,
+            serving: Vec::new(),
             // 0 and 1 are the data sockets.
             next_stream: 2,
             turn: Turn::default(),
@@ -250,6 +262,9 @@ impl Node {
             me,
             config,
         };
+        if let Some(limits) = node.config.serve.filter(|_| node.me.certificate.subject.roles.relay) {
+            node.served = Some(Box::new(Relay::new(limits, node.me.wg.clone(), node.rng.fork(), now)));
+        }
         if node.config.udp {
             node.observers = Observers::new(&node.config.observers, now.instant);
         }
@@ -315,6 +330,7 @@ impl Node {
             self.keys.every_second();
             self.unknown.retain(|_, (since, _)| now.instant < *since + Duration::from_secs(3));
             self.expire_pings(now, out);
+            self.announce_served(out);
         }
         if self.tick <= now.instant {
             self.tick = now.instant + TICK;
@@ -326,6 +342,7 @@ impl Node {
             self.forget_idle_peers(now, out);
         }
         self.drive_registrations(now, out);
+        self.drive_served(now, out);
         if self.observers.handle_timeout(now.instant, &mut out.outbox, &mut self.rng) {
             self.announce_candidates(out);
         }
@@ -353,6 +370,7 @@ impl Node {
             .chain(paths)
             .chain(registrations)
             .chain(observers)
+            .chain(self.served_timeout().map(|at| (at, "relay")))
             .min_by_key(|(at, _)| *at)
             .unwrap_or((self.tick, "tick"))
     }
@@ -370,7 +388,7 @@ impl Node {
             software: self.config.software.clone(),
             candidates: self.candidates(),
             profile: self.profile,
-            relay: Vec::new(),
+            relay: self.relay_endpoints(),
             revocations: self.revocations.version,
             watch: true,
         }
@@ -473,7 +491,7 @@ impl Node {
         let wants = peer.path_mut().is_some_and(|path| {
             while let Some(order) = path.poll_order() {
                 match order {
-                    StreamOrder::Open(stream, _) => drop(self.streams.insert(stream, Some(id))),
+                    StreamOrder::Open(stream, _) => drop(self.streams.insert(stream, Owner::Peer(id))),
                     StreamOrder::Close(stream) => drop(self.streams.remove(&stream)),
                     StreamOrder::Bind(port) => drop(self.ports.insert(port, id)),
                     StreamOrder::Unbind(port) => drop(self.ports.remove(&port)),

@@ -62,6 +62,8 @@ pub struct LinkUp {
     pub name: MemberName,
     /// Key of UDP registrations, from the TLS session.
     pub key: [u8; 32],
+    /// The Ed25519 key of its certificate, which signs the tokens of relays.
+    pub signer: [u8; 32],
     /// The broker's answer.
     pub registered: Registered,
 }
@@ -147,6 +149,9 @@ impl Node {
             .collect();
         self.local.beside_broker = up.broker.ip().is_loopback();
         self.local.dress = Dress::of(up.broker.port());
+        if let Some(served) = self.served.as_mut() {
+            served.authorise_broker(up.signer);
+        }
         self.broker_clock = Some(BrokerClock { told: up.registered.time, at: now.instant });
         let what = format!("registered with {} at {}", up.name, up.broker);
         self.link = Link { up: Some(up), ..Link::default() };
@@ -625,7 +630,8 @@ pub(super) mod tests {
             time: UnixTime::from_secs(unix),
         };
         let broker = SocketAddr::from(([192, 0, 2, 2], 6060));
-        let up = LinkUp { broker, name: "broker".parse().unwrap(), key: [0; 32], registered };
+        let up =
+            LinkUp { broker, name: "broker".parse().unwrap(), key: [0; 32], signer: [0; 32], registered };
         node.handle_link_up(up, at(unix), &mut out);
         out.orders.iter().find_map(|order| match order {
             Order::Broker(ToBroker::Renew { request, .. }) => Some(*request),
@@ -644,6 +650,7 @@ pub(super) mod tests {
             transport: Default::default(),
             directory: false,
             relay: true,
+            serve: None,
             overlay: Vec::new(),
             configured: Vec::new(),
             observers: Vec::new(),

@@ -40,6 +40,7 @@ impl Node {
             peers,
             unknown_peers: self.unknown_peers(),
             revocations: self.revocations.version,
+            served: self.served(),
             counters: self.counters,
         }
     }

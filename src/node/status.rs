@@ -12,6 +12,7 @@ use crate::identity::names::MemberName;
 use crate::identity::names::NetworkName;
 use crate::nat::behavior::Profile;
 use crate::nat::candidate::Candidate;
+use crate::node::serve::Served;
 use crate::path::RelayedBy;
 use crate::punch::method::How;
 use crate::punch::method::Method;
@@ -168,6 +169,8 @@ pub struct Snapshot {
     pub unknown_peers: Vec<MemberName>,
     /// Version of the revocation list in force.
     pub revocations: u64,
+    /// What it does for others, if it is to.
+    pub served: Option<Served>,
     /// What was dropped.
     pub counters: Counters,
 }

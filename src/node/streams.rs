@@ -15,6 +15,17 @@ use crate::node::output::Order;
 use crate::node::output::Output;
 use crate::node::peers::PeerId;
 
+/// Whose a stream is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Owner {
+    /// Nobody has proven anything yet.
+    Stranger,
+    /// A peer's, or of the way to one.
+    Peer(PeerId),
+    /// Of somebody whom we relay for.
+    Relayed,
+}
+
 impl Node {
     /// Something happened to a stream.
     pub fn handle_stream(
@@ -25,7 +36,7 @@ impl Node {
         now: Now,
         out: &mut Output,
     ) {
-        let owner = self.streams.get(&id).copied().flatten();
+        let owner = self.streams.get(&id).copied().unwrap_or(Owner::Stranger);
         let news = match event {
             StreamEvent::Frame(bytes) => return self.handle_frame(id, owner, from, bytes, now, out),
             StreamEvent::Opened => Ok(()),
@@ -34,7 +45,16 @@ impl Node {
                 Err(gone)
             }
         };
-        let Some(owner) = owner else { return };
+        let owner = match owner {
+            Owner::Peer(owner) => owner,
+            Owner::Stranger => return,
+            Owner::Relayed => {
+                if let (Err(_), Some(served)) = (&news, self.served.as_mut()) {
+                    served.handle_stream_closed(id);
+                }
+                return;
+            }
+        };
         self.with_path(owner, now, out, |path, ctx| path.handle_stream(id, news, ctx));
         self.pump(owner, now, out);
     }
@@ -54,7 +74,7 @@ impl Node {
             self.with_path(owner, now, out, |path, _| path.handle_accepted(id, port, from));
         }
         // Whose it is, only a check will tell.
-        self.streams.insert(id, None);
+        self.streams.insert(id, Owner::Stranger);
     }
 
     /// What an order to bind a port gave.
@@ -68,19 +88,22 @@ impl Node {
     fn handle_frame(
         &mut self,
         id: StreamId,
-        owner: Option<PeerId>,
+        owner: Owner,
         from: SocketAddr,
         bytes: &mut [u8],
         now: Now,
         out: &mut Output,
     ) {
-        if let Some(owner) = owner
+        if let Owner::Peer(owner) = owner
             && self.with_path(owner, now, out, |path, ctx| path.handle_frame(id, bytes, ctx)) == Some(true)
         {
             return self.pump(owner, now, out);
         }
+        if owner == Owner::Stranger {
+            self.serve_stream(id, from, bytes, now);
+        }
         self.handle_message(Via::Stream(id), from, Ecn::NotCapable, bytes, now, out);
-        if self.streams.get(&id) == Some(&None) {
+        if self.streams.get(&id) == Some(&Owner::Stranger) {
             self.streams.remove(&id);
             out.orders.push_back(Order::Stream(StreamOrder::Close(id)));
         }

@@ -272,6 +272,13 @@ impl Relay {
         self.table.all().take(most).map(view).collect()
     }
 
+    /// Whether somebody is bound there, and speaks in this channel.
+    #[must_use]
+    pub fn is_bound(&self, via: Via, from: SocketAddr, channel: Channel) -> bool {
+        let door = Door { via, addr: canonical(from) };
+        self.table.seat(&Spot { door, channel }).is_some()
+    }
+
     /// Takes in a frame of a stream that was accepted.
     pub fn handle_frame(&mut self, id: StreamId, bytes: &[u8], now: Now, out: &mut Outbox) {
         if let Some(from) = self.table.far_end(id) {

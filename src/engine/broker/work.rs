@@ -259,7 +259,7 @@ impl Worker {
     }
 
     fn lifetime_of(&self, subject: &Subject) -> Duration {
-        let serves = subject.roles.broker || subject.roles.relay;
+        let serves = subject.roles.broker || subject.roles.relay && !subject.roles.member;
         if serves { default_lifetime(subject.roles) } else { self.lifetime }
     }
 }

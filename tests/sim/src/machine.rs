@@ -31,6 +31,7 @@ use ntcp_overlay::identity::keys::WgSecret;
 use ntcp_overlay::identity::names::MemberUri;
 use ntcp_overlay::identity::revocation::RevocationList;
 use ntcp_overlay::nat::behavior::Profile;
+use ntcp_overlay::nat::candidate::Candidate;
 use ntcp_overlay::node::Config;
 use ntcp_overlay::node::Me;
 use ntcp_overlay::node::Node;
@@ -46,6 +47,7 @@ use ntcp_overlay::node::status::PathKind;
 use ntcp_overlay::node::status::PeerStatus;
 use ntcp_overlay::node::status::Snapshot;
 use ntcp_overlay::path::Transport;
+use ntcp_overlay::relay::server;
 use ntcp_overlay::wire::broker::FromBroker;
 use ntcp_overlay::wire::broker::Offer;
 use ntcp_overlay::wire::broker::ToBroker;
@@ -56,6 +58,7 @@ use crate::ms;
 use crate::net::NatId;
 use crate::oracle::Carrier;
 use crate::server::BROKER;
+use crate::server::broker_key;
 use crate::tcp::Host;
 use crate::tcp::Kind;
 use crate::tcp::News;
@@ -106,6 +109,10 @@ pub struct Machine {
     pub udp_off: bool,
     /// Never hears who is in the network, as in one that is larger than a directory.
     pub uninformed: bool,
+    /// Whether it carries others' traffic where it can.
+    pub serves: bool,
+    /// Where it told the broker that it does.
+    relay: Vec<Candidate>,
     /// Its clock shows an earlier time by so much.
     pub late: Duration,
     /// Counts how often it was switched on or off.
@@ -138,7 +145,14 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(authority: &Authority, name: &str, n: u16, nat: Option<NatId>, now: UnixTime) -> Self {
+    pub(crate) fn new(
+        authority: &Authority,
+        name: &str,
+        n: u16,
+        nat: Option<NatId>,
+        roles: Roles,
+        now: UnixTime,
+    ) -> Self {
         let [high, low] = n.to_be_bytes();
         let (mut seed, mut secret) = ([low; 32], [low; 32]);
         // Not the first byte: X25519 clears some of its bits (RFC 7748 5), and keys would be equal.
@@ -147,7 +161,7 @@ impl Machine {
         let addrs = authority.anchor().overlay_addrs(Ipv4Addr::new(10, 77, high, low));
         let subject = Subject {
             uri: MemberUri { network: "home".parse().expect("a name"), name: name.parse().expect("a name") },
-            roles: Roles::MEMBER,
+            roles,
             addrs: Some(addrs),
             groups: Vec::new(),
             wg: wg.public(),
@@ -181,6 +195,8 @@ impl Machine {
             said: Vec::new(),
             offers: Vec::new(),
             uninformed: false,
+            serves: roles.relay,
+            relay: Vec::new(),
             late: Duration::ZERO,
             answers: 0,
             link: 0,
@@ -297,7 +313,7 @@ impl Machine {
                 self.online = true;
                 self.backoff.reset();
                 let name = "broker".parse().expect("a name");
-                let up = LinkUp { broker: BROKER, name, key, registered };
+                let up = LinkUp { broker: BROKER, name, key, signer: broker_key().public(), registered };
                 self.with(|node, out| node.handle_link_up(up, now, out));
             }
             FromBroker::Changed(_) | FromBroker::Listing { .. } if self.uninformed => {}
@@ -399,8 +415,14 @@ impl Machine {
                     }
                 }
                 Order::Register(register) if self.online => {
-                    let (candidates, profile) = (register.candidates, register.profile);
-                    sent.push(Sent::Broker(ToBroker::Update { candidates, profile }));
+                    let relayed = std::mem::replace(&mut self.relay, register.relay.clone());
+                    let (candidates, profile) = (register.candidates.clone(), register.profile);
+                    let same = relayed == register.relay;
+                    sent.push(Sent::Broker(if same {
+                        ToBroker::Update { candidates, profile }
+                    } else {
+                        ToBroker::Register(register)
+                    }));
                 }
                 Order::Register(_) | Order::StoreCertificate(_) | Order::StoreRevocations(_) => {}
             }
@@ -472,6 +494,7 @@ impl World {
             transport: (if machine.tcp { Transport::Auto } else { Transport::Udp }, BTreeMap::new()),
             directory: false,
             relay: true,
+            serve: machine.serves.then(server::Config::default),
             overlay,
             configured: Vec::new(),
             observers: Vec::new(),

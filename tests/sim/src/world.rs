@@ -13,6 +13,7 @@ use ntcp_overlay::base::rng::Seed;
 use ntcp_overlay::base::time::Now;
 use ntcp_overlay::base::time::UnixTime;
 use ntcp_overlay::identity::authority::Authority;
+use ntcp_overlay::identity::certificate::Roles;
 use ntcp_overlay::wire::broker::FromBroker;
 use ntcp_overlay::wire::broker::ToBroker;
 
@@ -203,9 +204,18 @@ impl World {
 
     /// A new member, switched off.
     pub fn member(&mut self, name: &str, nat: Option<NatId>) -> Who {
+        self.machine(name, nat, Roles::MEMBER)
+    }
+
+    /// A new member that carries others' traffic too where it can, switched off.
+    pub fn super_node(&mut self, name: &str, nat: Option<NatId>) -> Who {
+        self.machine(name, nat, Roles { relay: true, ..Roles::MEMBER })
+    }
+
+    fn machine(&mut self, name: &str, nat: Option<NatId>, roles: Roles) -> Who {
         let n = u16::try_from(self.machines.len() + 1).expect("the overlay has 65,534 addresses");
         let who = Who(self.machines.len());
-        let machine = Machine::new(&self.authority, name, n, nat, self.now.unix);
+        let machine = Machine::new(&self.authority, name, n, nat, roles, self.now.unix);
         self.net.plug_in(self.net.behind(nat), machine.inside.ip(), who);
         self.machines.push(machine);
         who

@@ -22,6 +22,9 @@ use ntcp_overlay::identity::certificate::Serial;
 use ntcp_overlay::identity::certificate::Subject;
 use ntcp_overlay::identity::keys::WgSecret;
 use ntcp_overlay::identity::revocation::RevocationList;
+use ntcp_overlay::nat::behavior::Behavior;
+use ntcp_overlay::nat::behavior::Filtering;
+use ntcp_overlay::nat::behavior::Mapping;
 use ntcp_overlay::nat::behavior::Profile;
 use ntcp_overlay::node::StockPeer;
 use ntcp_overlay::node::output::Order;
@@ -89,6 +92,40 @@ fn where_the_first_relay_is_dead_both_sides_go_to_the_second() {
     println!("first answer after {took:?}");
     let PathKind::Relay { name, .. } = world.path(anna, bert) else { panic!("relayed") };
     assert_eq!(name.as_str(), "relay");
+}
+
+#[test]
+fn a_member_whom_everybody_reaches_relays_for_two_that_do_not_reach_each_other() {
+    let (mut world, anna, bert) = World::pair(SYMMETRIC, SYMMETRIC);
+    world.server.offer_relay(false);
+    let nat = world.nat(OPEN);
+    let carl = world.super_node("carl", Some(nat));
+    world.switch_on(carl);
+    world.run(secs(5));
+    assert_eq!(world.ask(anna, bert, secs(5)), None, "no one knows yet whether strangers reach carl");
+    let open = Behavior {
+        mapping: Mapping::EndpointIndependent,
+        filtering: Filtering::EndpointIndependent,
+        ..Behavior::default()
+    };
+    let now = world.now;
+    world.at_member(carl, |machine| {
+        machine.with(|node, out| node.handle_profile(Profile { udp: open, ..Profile::default() }, now, out));
+    });
+    world.run(secs(2));
+    let served = world.snapshot(carl).served.expect("carl may relay, and his owner wants it");
+    assert_eq!(served.endpoints.len(), 1, "{served:?}");
+
+    world.run(secs(30));
+    world.ask(anna, bert, secs(20)).expect("an answer by way of carl");
+    let PathKind::Relay { name, .. } = world.path(anna, bert) else { panic!("{:?}", world.path(anna, bert)) };
+    assert_eq!(name.as_str(), "carl");
+    let (answers, gap) = world.converse(anna, bert, secs(60));
+    assert_eq!(answers, 300, "{gap:?}");
+    assert!(world.ask(anna, carl, secs(5)).is_some(), "carl is a member as before");
+    assert!(world.is_direct(anna, carl));
+    let served = world.snapshot(carl).served.expect("still");
+    assert!(served.stats.sessions > 0 && served.stats.messages > 600, "{:?}", served.stats);
 }
 
 #[test]
@@ -498,7 +535,7 @@ fn a_broker_that_lists_in_circles_is_not_asked_for_ever() {
                 observed: server::BROKER,
                 time: now.unix,
             };
-            let up = LinkUp { broker: server::BROKER, name, key: [0; 32], registered };
+            let up = LinkUp { broker: server::BROKER, name, key: [0; 32], signer: [0; 32], registered };
             node.handle_link_up(up, now, out);
             let mut asked = 0;
             let next = |out: &mut Output| out.orders.drain(..).find_map(list_request);
