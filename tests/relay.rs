@@ -8,6 +8,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::net::UdpSocket;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use ntcp_overlay::base::hidden::Hidden;
@@ -70,6 +71,56 @@ fn a_member_on_ipv4_and_one_on_ipv6_meet() {
     let mut b = Member::new(&relay, 1, 1, &[Transport::Udp]);
     bound(&mut a, &mut b);
     exchange(&mut a, &mut b, 1400);
+}
+
+#[test]
+fn what_members_send_over_udp_is_carried_by_the_kernel_wherever_they_move() {
+    ntcp_lab::lab::test(|lab| {
+        for (family, [a, b, r], length) in [
+            ("v4", ["192.0.2.1", "192.0.2.2", "192.0.2.3"], 24),
+            ("v6", ["2001:db8::1", "2001:db8::2", "2001:db8::3"], 64),
+        ] {
+            let switch = lab.router(&format!("switch{family}"))?;
+            switch.ip("link add br0 type bridge\nlink set br0 up")?;
+            let mut hosts = Vec::new();
+            for (name, address) in [("a", a), ("b", b), ("r", r)] {
+                let host = lab.machine(&format!("{name}{family}"))?;
+                ntcp_lab::wire::join((&host, "eth0"), (&switch, name), &ntcp_lab::Link::Plain)?;
+                switch.ip(&format!("link set dev {name} master br0\nlink set dev {name} up"))?;
+                let nodad = if length == 64 { " nodad" } else { "" };
+                host.ip(&format!("addr add {address}/{length} dev eth0{nodad}\nlink set eth0 up"))?;
+                hosts.push(host);
+            }
+            let listen = SocketAddr::new(r.parse()?, 6061).to_string();
+            let (secret, broker) = (WgSecret::new([9; 32]), SigningKey::from_seed(&[7; 32]));
+            let relay = hosts[2]
+                .inside(move || Running::start_by(&[&listen], secret, broker, 60, Some(10_000..=10_099)))?;
+            assert_eq!(relay.handle.no_kernel(), None);
+            let to = relay.handle.addrs()[0];
+            let member = |host: usize, number| -> anyhow::Result<Member> {
+                let doors = hosts[host].inside(move || doors_to(to))?;
+                Ok(Member { doors, ..Member::new(&relay, 0, number, &[Transport::Udp]) })
+            };
+            let (mut first, mut second) = (member(0, 0)?, member(1, 1)?);
+            bound(&mut first, &mut second);
+            until("the kernel has the session", || relay.handle.stats().joined == 1);
+            exchange(&mut first, &mut second, 1400);
+            let stats = relay.handle.stats();
+            assert_eq!((stats.messages, stats.rejected()), (0, 0), "{family}: user space has seen something");
+            let carried = relay.handle.carried();
+            assert_eq!(carried.packets, 20, "{family}");
+            assert!(carried.bytes > 20 * 1404, "{family}: {carried:?}");
+
+            // Another socket of the same member: it is followed there.
+            let mut first = member(0, 0)?;
+            bound(&mut first, &mut second);
+            exchange(&mut first, &mut second, 100);
+            let stats = relay.handle.stats();
+            assert_eq!((stats.joined, stats.messages), (1, 0), "{family}");
+            assert_eq!(relay.handle.carried().packets, 40, "{family}: what was carried before stays counted");
+        }
+        Ok(())
+    });
 }
 
 #[test]
@@ -301,12 +352,22 @@ impl Running {
     }
 
     fn start_with(listen: &[&str], secret: WgSecret, broker: SigningKey, token_secs: u64) -> Self {
+        Self::start_by(listen, secret, broker, token_secs, None)
+    }
+
+    fn start_by(
+        listen: &[&str],
+        secret: WgSecret,
+        broker: SigningKey,
+        token_secs: u64,
+        splice_ports: Option<RangeInclusive<u16>>,
+    ) -> Self {
         let config = RelayConfig {
             listen: listen.iter().map(|text| text.parse().unwrap()).collect(),
             secret: secret.clone(),
             broker_keys: vec![broker.public()],
             limits: Config::default(),
-            splice_ports: None,
+            splice_ports,
         };
         Self { handle: RelayServer::start(config).unwrap(), secret, broker, token_secs }
     }
@@ -359,6 +420,14 @@ fn side(offer: &RelayOffer, relay: &Running, number: u8) -> Side {
     Side::new(offer, &wg(number), &certificate, clock::now(), clock::seed()).unwrap()
 }
 
+/// Sockets of a member, in the namespace where this is called.
+fn doors_to(relay: SocketAddr) -> Doors {
+    let mut doors = Doors::new().unwrap();
+    let (id, local) = if relay.is_ipv4() { (SocketId::V4, "0.0.0.0:0") } else { (SocketId::V6, "[::]:0") };
+    doors.bind_udp(id, local.parse().unwrap()).unwrap();
+    doors
+}
+
 /// One side with sockets of its own.
 struct Member {
     doors: Doors,
@@ -371,13 +440,8 @@ struct Member {
 
 impl Member {
     fn new(relay: &Running, listener: usize, number: u8, over: &[Transport]) -> Self {
-        let mut doors = Doors::new().unwrap();
-        let to: SocketAddr = relay.handle.addrs()[listener];
-        let (id, local) =
-            if to.is_ipv4() { (SocketId::V4, "127.0.0.1:0") } else { (SocketId::V6, "[::1]:0") };
-        doors.bind_udp(id, local.parse().unwrap()).unwrap();
         Self {
-            doors,
+            doors: doors_to(relay.handle.addrs()[listener]),
             side: side(&relay.offer(listener, number, over), relay, number),
             out: Outbox::default(),
             next_stream: 0,

@@ -171,6 +171,42 @@ fn between_two_symmetric_nats_there_is_one_tcp_connection_from_end_to_end() {
 }
 
 #[test]
+fn where_no_port_of_the_splice_passes_the_kernel_carries_the_members_datagrams() {
+    lab::test(|lab| {
+        let world = World::symmetric(lab)?;
+        let (alice, bob) = (&world.alice, &world.bob);
+        for member in [alice, bob] {
+            member.ns().nft(
+                "table inet wall {\nchain out {\ntype filter hook output priority 0\n\
+                 tcp dport 20000-20999 drop\n}\n}\n",
+            )?;
+        }
+        world.meet()?;
+        alice.wait_relay("bob", PATIENCE)?;
+        let since = Instant::now();
+        // Each introduction brings a session of its own.
+        let joined = |status: &serde_json::Value| status.pointer("/relay/joined")?.as_u64();
+        while joined(&status(&world.server)?).is_none_or(|sessions| sessions == 0) {
+            ensure!(since.elapsed() < PATIENCE, "not joined: {:#}", status(&world.server)?);
+            interrupt::pause(Duration::from_millis(100))?;
+        }
+        let session = status(&world.server)?.pointer("/relay/carried/0").cloned().context("no session")?;
+        ensure!(session.get("backend").and_then(|b| b.as_str()) == Some("kernel"), "{session}");
+
+        let before = relayed(&world.server)?;
+        let sshd = SshServer::start(bob.ns(), IpAddr::V4(bob.address()?))?;
+        let bytes = sshd.run(alice.ns(), "bob", "head -c 5000000 /dev/zero")?.len();
+        ensure!(bytes == 5_000_000, "ssh brought {bytes} of 5000000 bytes");
+        let copied = relayed(&world.server)? - before;
+        ensure!(copied < 100_000, "the relay's process has copied {copied} bytes");
+        let by_kernel = status(&world.server)?;
+        let by_kernel = by_kernel.pointer("/relay/kernel_bytes").and_then(serde_json::Value::as_u64);
+        ensure!(by_kernel.is_some_and(|bytes| bytes > 5_000_000), "the kernel has counted {by_kernel:?}");
+        Ok(())
+    });
+}
+
+#[test]
 fn when_a_relay_dies_its_members_go_on_by_the_other_one_and_lose_nothing() {
     lab::test(|lab| {
         const BYTES: usize = 100_000_000;

@@ -117,7 +117,12 @@ fn roles(out: &mut String, status: &Status) {
     if let Some(role) = &status.relay {
         let kernel = match &role.no_kernel {
             Some(why) => format!("; none in the kernel: {why}"),
-            None => format!(", {} in the kernel", role.spliced),
+            None => format!(
+                ", {} by the kernel (now {} over TCP, {} over UDP)",
+                bytes(role.kernel_bytes),
+                role.spliced,
+                role.joined
+            ),
         };
         let counts = format!("{}, {} copied{kernel}", counted(role.sessions, "session"), bytes(role.bytes));
         let place = match role.listen.as_slice() {

@@ -202,6 +202,8 @@ fn a_server_without_a_member_shows_its_roles() {
             sessions: 1,
             bytes: 2048,
             spliced: 1,
+            joined: 0,
+            kernel_bytes: 4096,
             no_kernel: None,
             carried: Vec::new(),
         }),
@@ -212,7 +214,7 @@ fn a_server_without_a_member_shows_its_roles() {
         "\
 serving network home (no member here)
 broker here: on 0.0.0.0:6060, 2 of 3 members online, without the CA key
-relay here: on 0.0.0.0:6061, 1 session, 2.0 KiB copied, 1 in the kernel
+relay here: on 0.0.0.0:6061, 1 session, 2.0 KiB copied, 4.0 KiB by the kernel (now 1 over TCP, 0 over UDP)
 "
     );
 }

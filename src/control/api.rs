@@ -455,9 +455,15 @@ pub struct RelayRole {
     pub sessions: u64,
     /// Bytes forwarded since the start, without those that the kernel forwards.
     pub bytes: u64,
-    /// Sessions that the kernel carries now.
+    /// Sessions whose TCP connection the kernel carries now.
     #[serde(default)]
     pub spliced: u64,
+    /// Sessions whose UDP messages the kernel carries now.
+    #[serde(default)]
+    pub joined: u64,
+    /// Bytes of IP packets that the kernel has forwarded since the start.
+    #[serde(default)]
+    pub kernel_bytes: u64,
     /// Why the kernel carries none here, if it cannot.
     #[serde(default)]
     pub no_kernel: Option<String>,
@@ -543,6 +549,8 @@ impl From<Served> for RelayRole {
             sessions: served.stats.sessions as u64,
             bytes: served.stats.bytes,
             spliced: 0,
+            joined: 0,
+            kernel_bytes: 0,
             no_kernel: Some("a member copies (relay.serve)".to_owned()),
             carried: Vec::new(),
         }

@@ -24,6 +24,7 @@ use crate::identity::keys::WgSecret;
 use crate::io::doors::Doors;
 use crate::io::doors::Event;
 use crate::io::doors::Waker;
+use crate::io::splice::Carried;
 use crate::io::splice::Splicer;
 use crate::io::splice::SplicerConfig;
 use crate::relay::server::Config;
@@ -68,6 +69,7 @@ enum Command {
     AuthoriseBroker([u8; 32]),
     Adopt(OwnedFd, SocketAddr),
     List(usize, mpsc::Sender<Vec<SessionView>>),
+    Count(mpsc::Sender<Carried>),
     Stop,
 }
 
@@ -107,6 +109,8 @@ impl RelayServer {
         if let Some((splicer, kernel)) = &splicer {
             relay.set_kernel(kernel.clone());
             doors.watch_device(splicer.as_fd()).context("the relay's view of its network device")?;
+            // The kernel looks at the first message of a train and would hand on all of it.
+            doors.receive_singly();
         }
         let splicer = splicer.map(|(splicer, _)| splicer);
 
@@ -134,11 +138,12 @@ fn start_splicer(
 ) -> anyhow::Result<(Splicer, Kernel)> {
     let ports = ports.context("switched off by relay.splice_ports")?;
     let listen = addrs.iter().map(SocketAddr::ip).collect();
-    let splicer = Splicer::start(&SplicerConfig { listen, ports: ports.clone(), sessions })
+    let doors = addrs.to_vec();
+    let splicer = Splicer::start(&SplicerConfig { listen, ports: ports.clone(), doors, sessions })
         .inspect_err(|error| tracing::info!(%error, "the relay copies in user space"))?;
     let (device, mtu) = splicer.device();
-    tracing::info!(device, ?ports, "the relay's kernel splices TCP");
-    let kernel = Kernel { ports, here: splicer.here().to_vec(), mtu };
+    tracing::info!(device, ?ports, "the relay's kernel splices TCP and carries UDP");
+    let kernel = Kernel { ports, here: splicer.here().to_vec(), mtu, doors: addrs.to_vec() };
     Ok((splicer, kernel))
 }
 
@@ -176,6 +181,14 @@ impl Handle {
     pub fn sessions(&self, most: usize) -> Vec<SessionView> {
         let (answer, answered) = mpsc::channel();
         self.command(Command::List(most, answer));
+        answered.recv_timeout(PATIENCE).unwrap_or_default()
+    }
+
+    /// What the kernel has handed on since the start. Waits for the relay's thread, a moment at most.
+    #[must_use]
+    pub fn carried(&self) -> Carried {
+        let (answer, answered) = mpsc::channel();
+        self.command(Command::Count(answer));
         answered.recv_timeout(PATIENCE).unwrap_or_default()
     }
 
@@ -260,6 +273,12 @@ fn run(
                     // Whoever does not wait any more needs no answer.
                     let _ = answer.send(relay.sessions(most));
                 }
+                Command::Count(answer) => {
+                    let carried = splicer.map(Splicer::carried).transpose();
+                    let carried =
+                        carried.inspect_err(|error| tracing::warn!(%error, "the kernel does not count"));
+                    let _ = answer.send(carried.ok().flatten().unwrap_or_default());
+                }
                 Command::Stop => return Ok(()),
             }
         }
@@ -290,6 +309,18 @@ fn obey(relay: &mut Relay, splicer: &Splicer) {
             Order::Release { number, pair } => {
                 if let Err(error) = splicer.release(number, &pair) {
                     tracing::warn!(%error, "the kernel has kept a session that is over");
+                }
+            }
+            Order::Join { number, flow } => {
+                let done = splicer.join(number, &flow);
+                if let Err(error) = &done {
+                    tracing::warn!(%error, "the kernel carries a session's datagrams not: user space copies them");
+                }
+                relay.handle_joined(number, done.is_ok());
+            }
+            Order::Part { number, flow } => {
+                if let Err(error) = splicer.part(number, &flow) {
+                    tracing::warn!(%error, "the kernel has kept datagrams of a session that has moved or is over");
                 }
             }
             Order::Send { to, packet } => {

@@ -165,6 +165,8 @@ impl Servers {
                 sessions: stats.sessions as u64,
                 bytes: stats.bytes,
                 spliced: stats.spliced as u64,
+                joined: stats.joined as u64,
+                kernel_bytes: relay.handle.carried().bytes,
                 no_kernel: relay.handle.no_kernel().map(str::to_owned),
                 carried: relay.handle.sessions(SESSIONS_SHOWN).iter().map(relayed_session).collect(),
             });

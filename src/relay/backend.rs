@@ -7,7 +7,7 @@ use std::net::IpAddr;
 pub enum Backend {
     /// The relay's thread copies each message, whatever transports the two sides use.
     Userspace,
-    /// The relay's kernel rewrites the packets of one TCP connection from end to end.
+    /// The relay's kernel readdresses packets: of one TCP connection from end to end, or of two UDP endpoints.
     Kernel,
 }
 
@@ -28,6 +28,9 @@ pub enum Why {
     /// The kernel backend does it.
     #[error("both members have dialled the session's port")]
     Spliced,
+    /// The kernel backend does it, without that anybody had to dial.
+    #[error("both members are bound over UDP")]
+    Joined,
     /// It could, and the members have not come.
     #[error(
         "the members have not both dialled the session's port: they have found a direct path, or a firewall lets the port range not through"

@@ -9,7 +9,8 @@
 //! Life of a session at the relay: the first valid bind creates it; the other side's bind completes it; it ends when a
 //! side was silent for two minutes. A token creates no session after it has expired, but a bound side stays bound.
 //!
-//! Where the relay's kernel can do it, a side is also told a TCP port to dial. When both have come, the kernel rewrites the
+//! Where the relay's kernel can do it, it hands on the messages of sides that are bound over UDP, and no side sees a
+//! difference. A side is also told a TCP port to dial. When both have come, the kernel rewrites the
 //! packets of the two connections so that they are one, from member to member; the relay's process sees no byte of it any
 //! more. The channels stay bound meanwhile: they carry until then, and again if the connection breaks.
 //!
@@ -19,18 +20,22 @@
 //!
 //! - [`client`]: one side, as a member drives it.
 //! - [`server`]: the relay's decisions; `table` holds who is bound where.
-//! - [`backend`]: what carries a session, and why; [`splices`]: the connections that the kernel joins.
+//! - [`backend`]: what carries a session, and why; [`splices`]: the connections that the kernel joins; `flows`: the
+//!   sessions over UDP that it carries.
 
 pub mod backend;
 pub mod client;
 pub mod server;
 pub mod splices;
 
+mod flows;
 mod sources;
 mod table;
 
 #[cfg(test)]
 mod client_tests;
+#[cfg(test)]
+mod flows_tests;
 #[cfg(test)]
 mod server_tests;
 #[cfg(test)]

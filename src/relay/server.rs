@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use crate::base::addr::canonical;
 use crate::base::ecn::Ecn;
 use crate::base::id::RelaySession;
+use crate::base::id::SocketId;
 use crate::base::id::StreamId;
 use crate::base::rng::Rng;
 use crate::base::rng::Seed;
@@ -28,6 +29,7 @@ use crate::relay::backend::Facts;
 use crate::relay::backend::Why;
 use crate::relay::backend::choose;
 use crate::relay::client::KEY_LABEL;
+use crate::relay::flows::Flows;
 use crate::relay::sources::Sources;
 use crate::relay::splices::Dialled;
 use crate::relay::splices::Kernel;
@@ -44,6 +46,7 @@ use crate::relay::table::Table;
 use crate::wire::demux;
 use crate::wire::frame;
 use crate::wire::relay::Channel;
+use crate::wire::relay::Flow;
 use crate::wire::relay::Gate;
 use crate::wire::relay::HEADER_LEN;
 use crate::wire::relay::SignedToken;
@@ -144,8 +147,10 @@ pub struct Stats {
     pub congested: u64,
     /// Streams closed because nobody bound over them in time.
     pub streams_expired: u64,
-    /// Sessions that the kernel carries now.
+    /// Sessions whose TCP connection the kernel carries now.
     pub spliced: usize,
+    /// Sessions whose UDP messages the kernel carries now.
+    pub joined: usize,
     /// TCP connections that were joined by the kernel backend.
     pub splices: u64,
     /// Dropped: what its kernel, or two connections that do not fit together, would not let be joined.
@@ -190,6 +195,7 @@ pub struct Relay {
     brokers: BTreeSet<[u8; 32]>,
     table: Table,
     splices: Splices,
+    flows: Flows,
     limited: bool,
     /// For datagrams, whose source anybody can forge, and for streams, whose source is proven: who floods the first in
     /// somebody's name leaves them the second.
@@ -230,6 +236,7 @@ impl Relay {
             brokers: BTreeSet::new(),
             table: Table::new(config),
             splices: Splices::new(),
+            flows: Flows::default(),
             limited: config.bytes_per_second.is_some(),
             over_udp: Budget::new(&config, now.instant),
             over_tcp: Budget::new(&config, now.instant),
@@ -252,6 +259,7 @@ impl Relay {
             sessions: self.table.sessions(),
             streams: self.table.streams(),
             spliced: self.splices.count(),
+            joined: self.flows.count(),
             ..self.stats
         }
     }
@@ -337,9 +345,17 @@ impl Relay {
         }
     }
 
+    /// What became of [`Order::Join`].
+    pub fn handle_joined(&mut self, number: u32, done: bool) {
+        self.flows.handle_joined(number, done);
+        if !done {
+            self.count(Reject::Unspliced);
+        }
+    }
+
     /// The next piece of work for the kernel backend.
     pub fn poll_order(&mut self) -> Option<Order> {
-        self.splices.poll_order()
+        self.splices.poll_order().or_else(|| self.flows.poll_order())
     }
 
     /// A stream was accepted.
@@ -366,6 +382,7 @@ impl Relay {
         self.closing.extend(late);
         for slot in self.table.take_vacated() {
             self.splices.end(slot);
+            self.flows.set(slot, None);
         }
         self.keep_sweeping(now);
     }
@@ -460,6 +477,7 @@ impl Relay {
         let gate = self.gate(seat, door);
         out.push(door.via, door.addr, &answer(&request.message, door.addr, channel, gate, &key));
         self.stats.binds += 1;
+        self.flows.set(seat.slot, self.flow(seat.slot));
         for payload in self.table.take_held(seat, now.instant) {
             if let Err(reject) = self.deliver(Spot { door, channel }, Ecn::NotCapable, &payload, out) {
                 self.count(reject);
@@ -490,6 +508,20 @@ impl Relay {
         out.push(door.via, door.addr, &message.emit(stun::Integrity::Sha256(&key)));
     }
 
+    /// What the kernel could carry of this session as it is bound now.
+    fn flow(&self, slot: usize) -> Option<Flow> {
+        let [Some(first), Some(second)] = self.table.sides(slot) else { return None };
+        let Via::Udp(SocketId(socket)) = first.door.via else { return None };
+        if first.channel != second.channel || first.door.via != second.door.via {
+            return None;
+        }
+        if choose(&self.facts(slot)).0 != Backend::Kernel {
+            return None;
+        }
+        let at = *self.splices.kernel()?.doors.get(usize::try_from(socket).ok()?)?;
+        Some(Flow { first: first.door.addr, second: second.door.addr, at, channel: first.channel })
+    }
+
     fn facts(&self, slot: usize) -> Facts {
         let sides = self.table.sides(slot).map(|spot| spot.map(|spot| spot.door.addr.ip()));
         let here =
@@ -503,10 +535,11 @@ impl Relay {
     }
 
     fn backend(&self, slot: usize) -> (Backend, Why) {
-        match self.splices.state(slot) {
-            Ok(()) => (Backend::Kernel, Why::Spliced),
-            Err(Some(why)) => (Backend::Userspace, why),
-            Err(None) => (Backend::Userspace, choose(&self.facts(slot)).1),
+        match (self.splices.state(slot), self.flows.state(slot)) {
+            (Ok(()), _) => (Backend::Kernel, Why::Spliced),
+            (_, Ok(())) => (Backend::Kernel, Why::Joined),
+            (Err(Some(why)), _) | (_, Err(Some(why))) => (Backend::Userspace, why),
+            (Err(None), Err(None)) => (Backend::Userspace, choose(&self.facts(slot)).1),
         }
     }
 

@@ -25,6 +25,7 @@ use crate::relay::backend::Why;
 use crate::relay::table::End;
 use crate::relay::table::Reject;
 use crate::relay::table::Seat;
+use crate::wire::relay::Flow;
 use crate::wire::relay::Gate;
 use crate::wire::syn::Pair;
 use crate::wire::syn::Syn;
@@ -45,6 +46,8 @@ pub struct Kernel {
     pub here: Vec<IpAddr>,
     /// Largest packet of the network device, bytes.
     pub mtu: u16,
+    /// The relay's own UDP sockets, whose messages it can carry too: socket n is the nth.
+    pub doors: Vec<SocketAddr>,
 }
 
 /// Work for the executor that drives the kernel.
@@ -63,6 +66,20 @@ pub enum Order {
         number: u32,
         /// The same pair.
         pair: Pair,
+    },
+    /// Carry the messages of these two endpoints from now on; then tell [`crate::relay::server::Relay::handle_joined`].
+    Join {
+        /// Stands for the flow until it is parted.
+        number: u32,
+        /// Whose messages.
+        flow: Flow,
+    },
+    /// Do that no longer.
+    Part {
+        /// As given with the order to join.
+        number: u32,
+        /// The same flow.
+        flow: Flow,
     },
     /// Send this IP packet.
     Send {
@@ -284,6 +301,7 @@ fn own(pair: &Pair, end: End) -> Syn {
     }
 }
 
-fn number_of(slot: usize) -> u32 {
+/// What stands for the session in `slot` in orders.
+pub(super) fn number_of(slot: usize) -> u32 {
     u32::try_from(slot).unwrap_or(u32::MAX)
 }

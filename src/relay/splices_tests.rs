@@ -233,7 +233,8 @@ impl Net {
         let mut relay = Relay::new(config, relay_secret(), Seed([3; 32]), now);
         relay.authorise_broker(broker().public());
         let here = vec![RELAY.parse().unwrap()];
-        relay.set_kernel(Kernel { ports: 20_000..=20_999, here, mtu: 1500 });
+        // No socket whose datagrams the kernel carries: these stories are about TCP.
+        relay.set_kernel(Kernel { ports: 20_000..=20_999, here, mtu: 1500, doors: Vec::new() });
         Self { relay, now }
     }
 

@@ -340,6 +340,8 @@ impl Table {
         }
         let side = found.map(|found| found.side(end));
         let (old, last) = side.map_or((None, None), |side| (side.spot, side.channel));
+        // Where both sides have the same number, a message is the other's as it is (`relay::flows`).
+        let last = last.or_else(|| found.and_then(|found| found.side(end.other()).channel));
         let channel = self.channel_at(door, old, last, rng).ok_or(Reject::Full)?;
 
         // Nothing can be refused from here on.
@@ -475,7 +477,7 @@ impl Table {
         Some(self.sessions.get_mut(seat.slot)?.as_mut()?.side_mut(seat.end))
     }
 
-    /// A channel for a side at `door`: the number it had last, if it is free there; else any.
+    /// A channel for a side at `door`: the number it had last, or the other side has, if it is free there; else any.
     fn channel_at(
         &self,
         door: Door,

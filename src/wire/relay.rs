@@ -14,6 +14,8 @@
 //!
 //! `expires` counts seconds since 1970. The signature is Ed25519 over the bytes of `CONTEXT` and everything before it.
 
+use std::net::SocketAddr;
+
 use super::WireError;
 use crate::base::cursor::Reader;
 use crate::base::cursor::Writer;
@@ -76,6 +78,30 @@ pub fn split(message: &[u8]) -> Result<(Channel, &[u8]), WireError> {
         return Err(WireError::Invalid);
     }
     Ok((channel, reader.rest()))
+}
+
+/// Whether one message can follow another in a train of datagrams that its way may treat as one: a relay's kernel sees
+/// the first header of a train alone, and hands all of it to the same member.
+#[must_use]
+pub fn may_follow(before: &[u8], next: &[u8]) -> bool {
+    let header = |message: &[u8]| message.first_chunk::<HEADER_LEN>().copied().unwrap_or_default();
+    let (before, next) = (header(before), header(next));
+    let is_relayed = |[first, ..]: [u8; HEADER_LEN]| first & 0xf0 == 0x40;
+    before == next || !(is_relayed(before) || is_relayed(next))
+}
+
+/// Two UDP endpoints that are bound to one session at one socket of the relay, with one channel: what either sends on the
+/// channel is the other's as it is, so that only addresses have to be rewritten.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Flow {
+    /// The session's first side, as the relay sees it.
+    pub first: SocketAddr,
+    /// Its second.
+    pub second: SocketAddr,
+    /// The relay's socket; the address may be unspecified.
+    pub at: SocketAddr,
+    /// In the header of every message, both ways.
+    pub channel: Channel,
 }
 
 /// Where one side of a session may dial its relay over TCP, to be spliced to the other side by the relay's kernel.

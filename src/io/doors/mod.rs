@@ -177,6 +177,11 @@ impl Doors {
         }
     }
 
+    /// From now on datagrams come one by one at the sockets that are open, each as it was sent.
+    pub fn receive_singly(&mut self) {
+        self.udp.values().for_each(|door| door.set_merged(false));
+    }
+
     /// The address that UDP socket `id` got.
     #[must_use]
     pub fn udp_address(&self, id: SocketId) -> Option<SocketAddr> {

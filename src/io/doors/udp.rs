@@ -21,6 +21,7 @@ use crate::sys::batch::RUN_MAX;
 use crate::sys::batch::SEGMENTS;
 use crate::sys::batch::SendBatch;
 use crate::sys::option;
+use crate::wire::relay::may_follow;
 
 /// Buffer that we ask for in each direction, bytes. Reason: 4 MiB is 30 ms at 1 Gbit/s, longer than the longest pause of
 /// a busy two-core machine. Without CAP_NET_ADMIN the kernel grants `net.core.rmem_max` at most.
@@ -62,8 +63,13 @@ impl UdpDoor {
     /// Allows runs of datagrams as one message in both directions, as far as the kernel knows them, or forbids them.
     pub(super) fn set_offload(&mut self, offload: bool) {
         self.segments = offload && option::can_segment(self.socket.as_fd());
-        // Where it is refused, datagrams come one by one.
-        let _ = option::receive_merged(self.socket.as_fd(), offload);
+        self.set_merged(offload);
+    }
+
+    /// Chooses whether datagrams may come in runs.
+    pub(super) fn set_merged(&self, merged: bool) {
+        // Where it is refused, they come one by one.
+        let _ = option::receive_merged(self.socket.as_fd(), merged);
     }
 
     /// Sends a run of messages that all leave by this socket. Neighbours with equal destination, mark and size, which
@@ -99,7 +105,7 @@ impl UdpDoor {
         too_big: &mut TooBig,
     ) {
         while let Some(first) = rest.first() {
-            let runs = Runs { rest, merge };
+            let runs = Runs { outbox, rest, merge };
             let one = runs.clone().next().unwrap_or_default();
             let entries = runs.clone().map(|run| message(outbox, run));
             let done = match batch.send(self.socket.as_fd(), entries) {
@@ -146,6 +152,7 @@ impl UdpDoor {
 /// Cuts a queue into the parts that leave as one message each.
 #[derive(Clone, Debug)]
 struct Runs<'a> {
+    outbox: &'a Outbox,
     rest: &'a [Transmit],
     merge: bool,
 }
@@ -153,7 +160,8 @@ struct Runs<'a> {
 impl<'a> Iterator for Runs<'a> {
     type Item = &'a [Transmit];
 
-    /// Datagrams of one size and mark to one destination, one behind the other in the arena; the last may be shorter.
+    /// Datagrams of one size and mark to one destination, one behind the other in the arena; the last may be shorter. Those
+    /// for different members behind one relay do not go together.
     fn next(&mut self) -> Option<&'a [Transmit]> {
         let first = self.rest.first()?;
         let size = first.range.len();
@@ -164,7 +172,8 @@ impl<'a> Iterator for Runs<'a> {
                 && next.ecn == first.ecn
                 && next.range.start == before.range.end
                 && before.range.len() == size
-                && (1..=size).contains(&next.range.len());
+                && (1..=size).contains(&next.range.len())
+                && may_follow(self.outbox.bytes(before.range.clone()), self.outbox.bytes(next.range.clone()));
             if !fits {
                 break;
             }

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 
 use rtnetlink::sys::Socket;
 
+use super::Carried;
 use super::rules::TABLE;
 
 /// `NETLINK_NETFILTER` (netlink(7)).
@@ -21,14 +22,17 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const SUBSYSTEM: u16 = 10;
 const NEW_ELEMENT: u16 = SUBSYSTEM << 8 | 12;
+const GET_ELEMENT: u16 = SUBSYSTEM << 8 | 13;
 const DELETE_ELEMENT: u16 = SUBSYSTEM << 8 | 14;
 const ERROR: u16 = 2;
+const DONE: u16 = 3;
 /// `NFPROTO_NETDEV`.
 const NETDEV: u8 = 5;
 /// Flags: netlink(7).
 const REQUEST: u16 = 0x1;
 const ACK: u16 = 0x4;
 const CREATE: u16 = 0x400;
+const DUMP: u16 = 0x300;
 /// Attributes: `nf_tables.h`.
 const LIST_TABLE: u16 = 1;
 const LIST_SET: u16 = 2;
@@ -37,10 +41,15 @@ const ELEMENT: u16 = 1 | NESTED;
 const KEY: u16 = 1 | NESTED;
 const DATA: u16 = 2 | NESTED;
 const VALUE: u16 = 1;
+const EXPRESSION: u16 = 7;
+const EXPRESSION_DATA: u16 = 2;
+const COUNTED_BYTES: u16 = 1;
+const COUNTED_PACKETS: u16 = 2;
 const NESTED: u16 = 0x8000;
-/// Bytes of a netlink header; where a message's number stands in it, and an error's behind it.
+/// Bytes of a piece of an answer at most: what the kernel fills at a time.
+const ANSWER: usize = 64 << 10;
+/// Bytes of a netlink header; an error's number stands behind it.
 const HEADER: usize = 16;
-const ERRNO_AT: usize = HEADER;
 
 /// One element: the map's name, the key and the value, as the kernel has them.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -90,21 +99,100 @@ impl Elements {
     }
 }
 
+impl Elements {
+    /// What the elements of a map have counted: all, or the one with this key.
+    pub(super) fn count(&self, map: &str, key: Option<&[u8]>) -> io::Result<Carried> {
+        let mut body =
+            [attribute(LIST_TABLE, &zero_ended(TABLE)), attribute(LIST_SET, &zero_ended(map))].concat();
+        if let Some(key) = key {
+            body.extend(attribute(
+                LIST_ELEMENTS,
+                &attribute(ELEMENT, &attribute(KEY, &attribute(VALUE, key))),
+            ));
+        }
+        let flags = REQUEST | if key.is_some() { 0 } else { DUMP };
+        self.socket.send(&message(GET_ELEMENT, flags, NETDEV, 0, &body), 0)?;
+        let (mut sum, mut buffer) = (Carried::default(), Vec::with_capacity(ANSWER));
+        loop {
+            buffer.clear();
+            // The answer to one question is there when send(2) returns, and a piece of a long one whenever asked for.
+            match self.socket.recv(&mut buffer, libc::MSG_DONTWAIT) {
+                Ok(_) if read_counts(&buffer, &mut sum)? => return Ok(sum),
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(sum),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+/// Adds up the counters in a piece of an answer; whether it was the last piece.
+fn read_counts(mut bytes: &[u8], sum: &mut Carried) -> io::Result<bool> {
+    while let Some((kind, body, rest)) = next_message(bytes) {
+        match kind {
+            DONE => return Ok(true),
+            ERROR => {
+                let errno = body.first_chunk::<4>().map_or(0, |errno| i32::from_ne_bytes(*errno));
+                return if errno == 0 { Ok(true) } else { Err(io::Error::from_raw_os_error(-errno)) };
+            }
+            NEW_ELEMENT => {
+                // Behind the `nfgenmsg`: table, map, elements; in each the counter's name and its data.
+                let elements = attributes(body.get(4..).unwrap_or_default()).filter(|(kind, _)| *kind == 3);
+                for (_, element) in elements.flat_map(|(_, list)| attributes(list)) {
+                    let counters = attributes(element).filter(|(kind, _)| *kind == EXPRESSION);
+                    let data = counters.flat_map(|(_, counter)| attributes(counter));
+                    for (kind, value) in data
+                        .filter(|(kind, _)| *kind == EXPRESSION_DATA)
+                        .flat_map(|(_, data)| attributes(data))
+                    {
+                        let count = value.first_chunk::<8>().map_or(0, |count| u64::from_be_bytes(*count));
+                        match kind {
+                            COUNTED_BYTES => sum.bytes += count,
+                            COUNTED_PACKETS => sum.packets += count,
+                            _ => {}
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+        bytes = rest;
+    }
+    Ok(false)
+}
+
+/// The first message of an answer, without its header, and what follows it.
+fn next_message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
+    let [l0, l1, l2, l3, k0, k1, ..] = *bytes.first_chunk::<HEADER>()?;
+    let len = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?.max(HEADER);
+    let body = bytes.get(HEADER..len.min(bytes.len()))?;
+    Some((u16::from_ne_bytes([k0, k1]), body, bytes.get(len.next_multiple_of(4)..).unwrap_or_default()))
+}
+
+/// Attributes that lie one behind the other: kind without its flags, and value.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let [l0, l1, k0, k1] = *bytes.first_chunk::<4>()?;
+        let len = usize::from(u16::from_ne_bytes([l0, l1]));
+        let value = bytes.get(4..len)?;
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_ne_bytes([k0, k1]) & 0x3fff, value))
+    })
+}
+
 /// Whether there is an acknowledgement in `bytes`.
 fn read_answers(mut bytes: &[u8]) -> io::Result<bool> {
     let mut acknowledged = false;
-    while let Some(header) = bytes.first_chunk::<HEADER>() {
-        let [l0, l1, l2, l3, k0, k1, ..] = *header;
-        let len = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).unwrap_or(usize::MAX);
-        if u16::from_ne_bytes([k0, k1]) == ERROR
-            && let Some(errno) = bytes.get(ERRNO_AT..).and_then(|rest| rest.first_chunk::<4>())
+    while let Some((kind, body, rest)) = next_message(bytes) {
+        if kind == ERROR
+            && let Some(errno) = body.first_chunk::<4>()
         {
             match i32::from_ne_bytes(*errno) {
                 0 => acknowledged = true,
                 errno => return Err(io::Error::from_raw_os_error(-errno)),
             }
         }
-        bytes = bytes.get(len.next_multiple_of(4).max(HEADER)..).unwrap_or_default();
+        bytes = rest;
     }
     Ok(acknowledged)
 }
@@ -203,7 +291,7 @@ mod tests {
     fn an_answer_is_an_acknowledgement_or_an_error() {
         let answer = |errno: i32| {
             let mut bytes = message(ERROR, 0, 0, 0, &[0; 16]);
-            bytes[ERRNO_AT..ERRNO_AT + 4].copy_from_slice(&errno.to_ne_bytes());
+            bytes[HEADER..HEADER + 4].copy_from_slice(&errno.to_ne_bytes());
             bytes
         };
         assert!(read_answers(&answer(0)).unwrap());

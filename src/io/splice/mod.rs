@@ -1,8 +1,9 @@
-//! The kernel as a relay: packets of one TCP connection are readdressed on their way in and leave again at once.
+//! The kernel as a relay: packets of one TCP connection, or of two UDP endpoints, are readdressed on their way in and leave
+//! again at once.
 //!
-//! [`Splicer`] is told which two connections are one, and puts that into the maps of its table (`rules`); it hands out
-//! the SYNs that arrive (which the rules drop, so nothing on this machine answers them) and sends packets that somebody else
-//! has made. It decides nothing: who may dial, who belongs to whom and what the answers say comes from above.
+//! [`Splicer`] is told which two connections are one, and whose messages are whose, and puts that into the maps of its
+//! table (`rules`); it hands out the SYNs that arrive (which the rules drop, so nothing on this machine answers them) and
+//! sends packets that somebody else has made. It decides nothing: who may dial, who belongs to whom and what the answers say comes from above.
 //!
 //! The table goes when the splicer goes. A process that was killed leaves it behind: the next start replaces it, and
 //! [`remove_leftovers`] takes it away. What is in the maps meanwhile keeps connecting the members that it connected.
@@ -14,6 +15,8 @@ mod filter;
 mod route;
 mod rules;
 
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
@@ -30,12 +33,13 @@ use socket2::Type;
 
 use self::elements::Element;
 use self::elements::Elements;
-use self::elements::flow;
 use self::elements::octets;
 use self::route::Device;
 use self::route::Routes;
+use self::route::Way;
 use self::rules::Rules;
 use crate::sys::packet;
+use crate::wire::relay::Flow;
 use crate::wire::syn::Pair;
 use crate::wire::syn::Syn;
 
@@ -43,6 +47,10 @@ use crate::wire::syn::Syn;
 const TURN: usize = 256;
 /// Bytes of a tapped packet.
 const PACKET: usize = 2048;
+/// The maps whose elements count.
+const COUNTING: [&str; 4] = ["id4", "id6", "ud4", "ud6"];
+/// Added to the directions of UDP flows: those of TCP connections are below.
+const UDP: u32 = 1 << 31;
 /// States of `/proc/net/tcp`: a listener.
 const LISTENING: &str = "0A";
 
@@ -53,6 +61,8 @@ pub struct SplicerConfig {
     pub listen: Vec<IpAddr>,
     /// TCP ports for sessions.
     pub ports: RangeInclusive<u16>,
+    /// The relay's UDP sockets.
+    pub doors: Vec<SocketAddr>,
     /// Sessions that there may be.
     pub sessions: usize,
 }
@@ -67,6 +77,25 @@ pub struct Splicer {
     raw4: Socket,
     raw6: Option<Socket>,
     here: Vec<IpAddr>,
+    /// What was carried for those that are released.
+    past: Cell<Carried>,
+}
+
+/// What the kernel has handed on, as IP packets.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Carried {
+    /// How many; a train that the kernel handled as one counts once.
+    pub packets: u64,
+    /// Their bytes, headers included.
+    pub bytes: u64,
+}
+
+impl std::ops::Add for Carried {
+    type Output = Self;
+
+    fn add(self, more: Self) -> Self {
+        Self { packets: self.packets + more.packets, bytes: self.bytes + more.bytes }
+    }
 }
 
 impl Splicer {
@@ -94,9 +123,12 @@ impl Splicer {
         let (raw4, raw6) = (raw(Domain::IPV4).map_err(not_permitted)?, raw(Domain::IPV6).ok());
         let elements = Elements::open()?;
         let (name, addresses) = (&device.name, &device.addresses);
-        let table = Rules { device: name, here: addresses, ports: &config.ports, sessions: config.sessions };
+        let doors: BTreeSet<u16> = config.doors.iter().map(SocketAddr::port).collect();
+        let doors: Vec<u16> = doors.into_iter().collect();
+        let sessions = config.sessions;
+        let table = Rules { device: name, here: addresses, ports: &config.ports, doors: &doors, sessions };
         rules::load(&table.text())?;
-        Ok(Self { elements, routes, device, tap, raw4, raw6, here })
+        Ok(Self { elements, routes, device, tap, raw4, raw6, here, past: Cell::default() })
     }
 
     /// Every address of this machine.
@@ -129,14 +161,38 @@ impl Splicer {
     /// # Errors
     /// When a member is reached by another device, or the kernel refuses.
     pub fn splice(&self, number: u32, pair: &Pair) -> io::Result<()> {
-        let hop = |to: SocketAddr| match self.routes.next_hop(to.ip())? {
-            (index, hop) if index == self.device.index => Ok(hop),
-            _ => Err(io::Error::other(format!("a member is not reached by {}", self.device.name))),
-        };
-        let (to_first, to_second) = (hop(pair.first.from)?, hop(pair.second.from)?);
-        let mut all = direction(number * 2 + 1, &pair.first, &pair.second, to_second);
-        all.extend(direction(number * 2 + 2, &pair.second, &pair.first, to_first));
+        let (to_first, to_second) = (self.way(pair.first.from)?, self.way(pair.second.from)?);
+        let mut all = direction(number * 2 + 1, &pair.first, &pair.second, to_second.hop);
+        all.extend(direction(number * 2 + 2, &pair.second, &pair.first, to_first.hop));
         self.elements.add(&all)
+    }
+
+    /// Carries the messages of two endpoints; `number` is below 2^30 and in use for no other flow.
+    ///
+    /// # Errors
+    /// As [`Self::splice`]; and when the relay's socket would answer the two from different addresses.
+    pub fn join(&self, number: u32, flow: &Flow) -> io::Result<()> {
+        let (to_first, to_second) = (self.way(flow.first)?, self.way(flow.second)?);
+        if flow.at.ip().is_unspecified() && to_first.from != to_second.from {
+            return Err(io::Error::other("the members use two addresses of this machine"));
+        }
+        self.elements.add(&exchange(number, flow, [to_first.hop, to_second.hop]))
+    }
+
+    /// Ends what [`Self::join`] began.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn part(&self, number: u32, flow: &Flow) -> io::Result<()> {
+        self.remove(&exchange(number, flow, [flow.first.ip(), flow.second.ip()]))
+    }
+
+    /// What was carried since the start.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn carried(&self) -> io::Result<Carried> {
+        COUNTING.iter().try_fold(self.past.get(), |sum, map| Ok(sum + self.elements.count(map, None)?))
     }
 
     /// Ends what [`Self::splice`] began.
@@ -147,7 +203,26 @@ impl Splicer {
         // Where packets went does not matter any more: a key is enough.
         let mut all = direction(number * 2 + 1, &pair.first, &pair.second, pair.second.from.ip());
         all.extend(direction(number * 2 + 2, &pair.second, &pair.first, pair.first.from.ip()));
-        self.elements.remove(&all)
+        self.remove(&all)
+    }
+
+    /// Takes elements out, and remembers what they have counted.
+    fn remove(&self, all: &[Element]) -> io::Result<()> {
+        for element in all.iter().filter(|element| COUNTING.contains(&element.map)) {
+            // Without an answer the count is short, and nothing else is wrong.
+            let counted = self.elements.count(element.map, Some(&element.key)).unwrap_or_default();
+            self.past.set(self.past.get() + counted);
+        }
+        self.elements.remove(all)
+    }
+
+    fn way(&self, to: SocketAddr) -> io::Result<Way> {
+        let way = self.routes.way(to.ip())?;
+        if way.device == self.device.index {
+            Ok(way)
+        } else {
+            Err(io::Error::other(format!("a member is not reached by {}", self.device.name)))
+        }
     }
 
     /// Sends a whole IP packet.
@@ -201,9 +276,32 @@ fn direction(mark: u32, own: &Syn, other: &Syn, hop: IpAddr) -> Vec<Element> {
         element("sp", other.to.port().to_be_bytes().to_vec()),
         Element {
             map: name("id4", "id6"),
-            key: flow(own.from.ip(), own.from.port(), own.to.port()),
+            key: elements::flow(own.from.ip(), own.from.port(), own.to.port()),
             value: key.clone(),
         },
+    ]
+}
+
+/// What messages of both sides need to become each other's; `hops` to the first and to the second.
+fn exchange(number: u32, flow: &Flow, hops: [IpAddr; 2]) -> Vec<Element> {
+    let [to_first, to_second] = hops;
+    let mut all = message(UDP + number * 2 + 1, flow, flow.first, flow.second, to_second);
+    all.extend(message(UDP + number * 2 + 2, flow, flow.second, flow.first, to_first));
+    all
+}
+
+fn message(mark: u32, flow: &Flow, from: SocketAddr, to: SocketAddr, hop: IpAddr) -> Vec<Element> {
+    let v4 = from.is_ipv4();
+    let key = mark.to_ne_bytes().to_vec();
+    let name = |v4_name, v6_name| if v4 { v4_name } else { v6_name };
+    let element = |map, value: Vec<u8>| Element { map, key: key.clone(), value };
+    let mut recognised = elements::flow(from.ip(), from.port(), flow.at.port());
+    recognised.extend(flow.channel.header());
+    vec![
+        element(name("da4", "da6"), octets(to.ip())),
+        element(name("nh4", "nh6"), octets(hop)),
+        element("dp", to.port().to_be_bytes().to_vec()),
+        Element { map: name("ud4", "ud6"), key: recognised, value: key.clone() },
     ]
 }
 

@@ -38,6 +38,17 @@ pub(super) struct Device {
     pub(super) addresses: Vec<IpAddr>,
 }
 
+/// How packets to somewhere leave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Way {
+    /// The device's index.
+    pub(super) device: u32,
+    /// The router, or the destination itself.
+    pub(super) hop: IpAddr,
+    /// What a socket of no particular address sends from.
+    pub(super) from: Option<IpAddr>,
+}
+
 /// The conversation with rtnetlink.
 #[derive(Debug)]
 pub(super) struct Routes {
@@ -55,7 +66,7 @@ impl Routes {
     pub(super) fn device(&self, listen: &[IpAddr]) -> io::Result<Device> {
         let addresses = self.addresses()?;
         let held = addresses.iter().find(|(ip, _)| listen.contains(ip)).map(|(_, index)| *index);
-        let outward = || ANYWHERE.into_iter().find_map(|ip| self.next_hop(ip).ok()).map(|(index, _)| index);
+        let outward = || ANYWHERE.into_iter().find_map(|ip| self.way(ip).ok()).map(|way| way.device);
         let only = || addresses.iter().find(|(ip, _)| is_of_use(*ip)).map(|(_, index)| *index);
         let index = held.or_else(outward).or_else(only);
         let index = index.ok_or_else(|| io::Error::other("no network device leads to the members"))?;
@@ -70,8 +81,8 @@ impl Routes {
         Ok(self.addresses()?.into_iter().map(|(ip, _)| ip).collect())
     }
 
-    /// The device by which packets to `ip` leave, and the router that they go to, or `ip` itself.
-    pub(super) fn next_hop(&self, ip: IpAddr) -> io::Result<(u32, IpAddr)> {
+    /// How packets to `ip` leave.
+    pub(super) fn way(&self, ip: IpAddr) -> io::Result<Way> {
         let mut question = RouteMessage::default();
         let (family, length, address) = match ip {
             IpAddr::V4(v4) => (AddressFamily::Inet, 32, RouteAddress::Inet(v4)),
@@ -82,17 +93,19 @@ impl Routes {
         question.attributes.push(RouteAttribute::Destination(address));
         for answer in self.ask(RouteNetlinkMessage::GetRoute(question), NLM_F_REQUEST)? {
             let RouteNetlinkMessage::NewRoute(route) = answer else { continue };
-            let (mut device, mut hop) = (None, ip);
+            let (mut device, mut hop, mut from) = (None, ip, None);
             for attribute in route.attributes {
                 match attribute {
                     RouteAttribute::Oif(index) => device = Some(index),
                     RouteAttribute::Gateway(RouteAddress::Inet(v4)) => hop = v4.into(),
                     RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => hop = v6.into(),
+                    RouteAttribute::PrefSource(RouteAddress::Inet(v4)) => from = Some(v4.into()),
+                    RouteAttribute::PrefSource(RouteAddress::Inet6(v6)) => from = Some(v6.into()),
                     _ => {}
                 }
             }
             if let Some(device) = device {
-                return Ok((device, hop));
+                return Ok(Way { device, hop, from });
             }
         }
         Err(io::Error::other("no route to the member"))
