@@ -96,7 +96,7 @@ fuzz:
 
 # pystun3 comes from PyPI into the build directory; without it, that client is reported as not run.
 stun-clients:
-	@tests/lab/install.sh turnserver coturn stun stun-client
+	@tests/lab/install.sh turnserver coturn stun stun-client stund stun-server
 	@[ -x target/pystun3/bin/pystun3 ] || $(BUILD) sh -c 'python3 -m venv target/pystun3 && \
 	    target/pystun3/bin/pip install --quiet pystun3==2.0.0' || true
 

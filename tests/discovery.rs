@@ -55,6 +55,16 @@ fn netcheck_measures_with_the_help_of_a_server_that_others_wrote() {
 }
 
 #[test]
+fn netcheck_measures_udp_with_the_help_of_a_server_of_2003() {
+    if tools::find("stund").is_none() {
+        return say(
+            "NOT RUN: netcheck against an RFC 3489 server: stund is not installed (Debian: stun-server)",
+        );
+    }
+    examine(Helper::Stund, &["full-cone", "address-restricted", "session-step2"]);
+}
+
+#[test]
 fn a_member_measures_its_nat_at_the_start_and_when_the_network_changes() {
     lab::test(|lab: &Lab| {
         let product = Product::new(BIN)?;

@@ -8,15 +8,13 @@ use libfuzzer_sys::fuzz_target;
 use ntcp_overlay::base::addr::is_candidate;
 use ntcp_overlay::base::rng::Seed;
 use ntcp_overlay::discovery::BUDGET;
+use ntcp_overlay::discovery::LIFETIMES_BUDGET;
 use ntcp_overlay::discovery::Scope;
 use ntcp_overlay::discovery::Survey;
 use ntcp_overlay::discovery::probe::Finding;
 use ntcp_overlay::discovery::probe::Heard;
 use ntcp_overlay::discovery::probe::Probe;
 use ntcp_overlay::wire::stun::Received;
-
-/// What idle mappings cost on top.
-const LIFETIMES: u32 = 30;
 
 fuzz_target!(|data: &[u8]| {
     let server: SocketAddr = "198.51.100.1:3478".parse().expect("an address");
@@ -27,7 +25,7 @@ fuzz_target!(|data: &[u8]| {
     loop {
         while let Some((question, probe)) = survey.poll_probe() {
             cost += probe.cost();
-            assert!(cost <= BUDGET + LIFETIMES);
+            assert!(cost <= BUDGET + LIFETIMES_BUDGET);
             let to = match &probe {
                 Probe::Udp(datagram) => Some(datagram.to),
                 Probe::Dial(dial) => Some(dial.to),

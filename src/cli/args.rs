@@ -219,7 +219,7 @@ pub(super) struct NetcheckArgs {
     /// Also print every figure
     #[arg(short, long)]
     pub(super) verbose: bool,
-    /// Also measure how long idle mappings live (two minutes more)
+    /// Also measure how long idle mappings of UDP and TCP live (two minutes more)
     #[arg(long)]
     pub(super) lifetimes: bool,
     #[command(flatten)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::base::addr::canonical;
 use crate::cli::args::NetcheckArgs;
 use crate::cli::output;
 use crate::cli::verdict;
@@ -28,16 +29,30 @@ use crate::nat::behavior::Behavior;
 use crate::nat::behavior::Reaction;
 use crate::wire::enroll::BrokerAddr;
 
-/// What `netcheck --json` prints.
+/// What `netcheck --json` prints: the family that is first in `family`, and IPv6 behind it where both were measured.
 #[derive(Serialize)]
 struct Output {
     schema: u32,
     servers: Vec<SocketAddr>,
+    #[serde(flatten)]
+    first: Findings,
+    ipv6: Option<Findings>,
+}
+
+/// What one family came to.
+#[derive(Serialize)]
+struct Findings {
+    /// `ipv4`, `ipv6`.
+    family: &'static str,
     seconds: f64,
     /// When what decides how peers are met was known.
     usable_seconds: Option<f64>,
     udp: Part,
     tcp: Part,
+    /// How long a TCP mapping is known to live after a SYN; `tcp.lifetime_s` is that of a connection.
+    lifetime_after_syn_s: Option<u16>,
+    /// How long it is known to live after a FIN from inside.
+    lifetime_after_fin_s: Option<u16>,
     /// Whether a half open TCP mapping outlives a RST from outside.
     survives_reset: Option<bool>,
     /// Whether it outlives an ICMP error.
@@ -46,12 +61,24 @@ struct Output {
     synack_out: Option<bool>,
     /// Whether TCP's sequence numbers are the same on both sides.
     sequence_kept: Option<bool>,
+    /// A SYN as it arrived at the server.
+    syn: Option<Syn>,
     /// Routers up to and with the outermost NAT.
     hops: Option<u8>,
     /// Share of peers behind the NATs of 2005 that can be met directly over TCP.
     direct_tcp_percent: Option<f64>,
     verdict: Vec<String>,
     unknown: Vec<Missing>,
+}
+
+#[derive(Serialize)]
+struct Syn {
+    ttl: u8,
+    sequence: u32,
+    window: u16,
+    mss: Option<u16>,
+    /// All its options, in hexadecimal.
+    options: String,
 }
 
 /// How one transport is treated.
@@ -87,11 +114,94 @@ struct Missing {
     why: &'static str,
 }
 
+/// A measurement of one family.
+struct Measured {
+    family: Family,
+    report: Report,
+    took: Duration,
+    usable: Option<Duration>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Ipv4,
+    Ipv6,
+}
+
+impl Family {
+    fn of(server: SocketAddr) -> Self {
+        if canonical(server).is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "IPv4",
+            Self::Ipv6 => "IPv6",
+        }
+    }
+}
+
 pub(super) fn run(args: &NetcheckArgs) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let servers = runtime.block_on(servers(args))?;
     let scope = Scope { lifetimes: args.lifetimes, privileged: discovery::is_privileged() };
+    let both =
+        [Family::Ipv4, Family::Ipv6].iter().all(|family| servers.iter().any(|s| Family::of(*s) == *family));
+    let measured = runtime.block_on(async {
+        let of = |family| measure(&servers, family, scope, both);
+        let (ipv4, ipv6) = tokio::join!(of(Family::Ipv4), of(Family::Ipv6));
+        [ipv4, ipv6]
+    });
+    let (mut all, mut problem) = (Vec::new(), None);
+    for one in measured.into_iter().flatten() {
+        match one {
+            Ok(measured) if measured.is_something() => all.push(measured),
+            Ok(_) => {}
+            Err(error) => problem = problem.or(Some(error)),
+        }
+    }
+    let Some((first, others)) = all.split_first() else {
+        return Err(problem.unwrap_or_else(|| silence(&servers)));
+    };
+    let missing = both && others.is_empty();
+    if args.json {
+        return output::json(&Output::new((first, others), servers, missing));
+    }
+    let mut lines = Vec::new();
+    for measured in &all {
+        if !others.is_empty() {
+            lines.push(format!("Over {}:", measured.family.name()));
+        }
+        let report = &measured.report;
+        lines.extend(verdict::sentences(report));
+        if args.verbose {
+            lines.push(String::new());
+            lines.extend(verdict::figures(report));
+        } else if !report.unknown.is_empty() {
+            lines.push(format!("{} not measured; -v says what and why.", counted(report.unknown.len())));
+        }
+    }
+    if missing {
+        let other = if first.family == Family::Ipv4 { Family::Ipv6 } else { Family::Ipv4 };
+        lines.push(format!("Over {}: {UNREACHED}.", other.name()));
+    }
+    output::data(&(lines.join("\n") + "\n"))
+}
+
+/// Of the family of which there are servers too.
+const UNREACHED: &str = "no server could be reached";
+
+/// Measures one family; `None` if no server has it. With `both`, what is said of the progress names the family.
+async fn measure(
+    servers: &[SocketAddr],
+    family: Family,
+    scope: Scope,
+    both: bool,
+) -> Option<anyhow::Result<Measured>> {
+    let servers: Vec<SocketAddr> =
+        servers.iter().copied().filter(|server| Family::of(*server) == family).collect();
     let mut survey = Survey::new(&servers, scope, clock::seed());
+    survey.server()?;
     let started = clock::now().instant;
     let (mut stage, mut usable) = ("", None);
     let mut progress = |survey: &Survey| {
@@ -100,35 +210,34 @@ pub(super) fn run(args: &NetcheckArgs) -> anyhow::Result<Exit> {
         }
         if survey.stage() != stage {
             stage = survey.stage();
-            eprintln!("{stage} ...");
+            let over = if both { format!(" ({})", family.name()) } else { String::new() };
+            eprintln!("{stage}{over} ...");
         }
     };
     progress(&survey);
-    runtime.block_on(discovery::run(&mut survey, &mut progress))?;
+    let done = discovery::run(&mut survey, &mut progress).await;
     let took = clock::now().instant.saturating_duration_since(started);
-    let report = survey.report();
-    if report.profile.udp.passes.is_none() && report.profile.tcp.passes.is_none() {
-        let asked: Vec<String> = servers.iter().map(ToString::to_string).collect();
-        return Err(Failure::new(
-            Exit::Timeout,
-            format!(
-                "no STUN server answered, neither over UDP nor over TCP ({}): is one of them running? Try another with --server",
-                asked.join(", ")
-            ),
-        )
-        .into());
+    Some(done.map(|()| Measured { family, report: survey.report(), took, usable }))
+}
+
+impl Measured {
+    /// Whether any server answered.
+    fn is_something(&self) -> bool {
+        let profile = &self.report.profile;
+        profile.udp.passes.is_some() || profile.tcp.passes.is_some()
     }
-    if args.json {
-        return output::json(&Output::new(&report, servers, took, usable));
-    }
-    let mut lines = verdict::sentences(&report);
-    if args.verbose {
-        lines.push(String::new());
-        lines.extend(verdict::figures(&report));
-    } else if !report.unknown.is_empty() {
-        lines.push(format!("{} not measured; -v says what and why.", counted(report.unknown.len())));
-    }
-    output::data(&(lines.join("\n") + "\n"))
+}
+
+fn silence(servers: &[SocketAddr]) -> anyhow::Error {
+    let asked: Vec<String> = servers.iter().map(ToString::to_string).collect();
+    Failure::new(
+        Exit::Timeout,
+        format!(
+            "no STUN server answered, neither over UDP nor over TCP ({}): is one of them running? Try another with --server",
+            asked.join(", ")
+        ),
+    )
+    .into()
 }
 
 fn counted(things: usize) -> String {
@@ -168,25 +277,48 @@ fn announced(args: &NetcheckArgs) -> Vec<SocketAddr> {
 }
 
 impl Output {
-    fn new(report: &Report, servers: Vec<SocketAddr>, took: Duration, usable: Option<Duration>) -> Self {
-        let Report { profile, udp, tcp, reaction_after, direct_tcp, unknown } = report;
+    fn new((first, others): (&Measured, &[Measured]), servers: Vec<SocketAddr>, missing: bool) -> Self {
+        let mut first = Findings::new(first);
+        if missing {
+            let what = if first.family == "ipv4" { "IPv6" } else { "IPv4" };
+            first.unknown.push(Missing { what, why: UNREACHED });
+        }
+        Self { schema: SCHEMA, servers, first, ipv6: others.first().map(Findings::new) }
+    }
+}
+
+impl Findings {
+    fn new(measured: &Measured) -> Self {
+        let Measured { family, report, took, usable } = measured;
+        let Report { profile, udp, tcp, .. } = report;
         let mut tcp = Part::new(profile.tcp, tcp);
-        tcp.reaction_after_ms = reaction_after.map(|after| after.as_millis());
+        tcp.reaction_after_ms = report.reaction_after.map(|after| after.as_millis());
         Self {
-            schema: SCHEMA,
-            servers,
+            family: match family {
+                Family::Ipv4 => "ipv4",
+                Family::Ipv6 => "ipv6",
+            },
             seconds: took.as_secs_f64(),
             usable_seconds: usable.map(|usable| usable.as_secs_f64()),
             udp: Part::new(profile.udp, udp),
             tcp,
+            lifetime_after_syn_s: profile.transitory.opening,
+            lifetime_after_fin_s: profile.transitory.closing,
             survives_reset: profile.segments.survives_reset,
             survives_icmp: profile.segments.survives_icmp,
             synack_out: profile.segments.synack_out,
             sequence_kept: profile.segments.sequence_kept,
+            syn: report.syn.as_ref().map(|syn| Syn {
+                ttl: syn.ttl,
+                sequence: syn.sequence,
+                window: syn.window,
+                mss: syn.mss(),
+                options: verdict::hex(&syn.options),
+            }),
             hops: profile.hops,
-            direct_tcp_percent: *direct_tcp,
+            direct_tcp_percent: report.direct_tcp,
             verdict: verdict::sentences(report),
-            unknown: unknown.iter().map(|u| Missing { what: u.what, why: u.why }).collect(),
+            unknown: report.unknown.iter().map(|u| Missing { what: u.what, why: u.why }).collect(),
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::nat::behavior::Filtering;
 use crate::nat::behavior::Mapping;
 use crate::nat::behavior::PortAssignment;
 use crate::nat::behavior::Reaction;
+use crate::wire::stun::stunt::Segment;
 
 /// The verdict, a sentence or two each line.
 #[must_use]
@@ -149,10 +150,11 @@ pub(super) fn figures(report: &Report) -> Vec<String> {
             figures.hairpin_outer.map(|outer| if outer { "outer" } else { "inner" }.to_owned()),
         );
         line("one outer address", behavior.paired.map(|paired| yes(paired).to_owned()));
-        let idle: Vec<String> =
-            figures.idle.iter().map(|(seconds, alive)| format!("{seconds} s {}", yes(*alive))).collect();
-        line("mapping alive after", (!idle.is_empty()).then(|| idle.join(", ")));
+        line("mapping alive after", alive(&figures.idle));
     }
+    lines.extend(alive(&report.opening).map(|idle| format!("tcp mapping alive after a SYN and: {idle}")));
+    lines.extend(alive(&report.closing).map(|idle| format!("tcp mapping alive after a FIN and: {idle}")));
+    lines.extend(report.syn.as_ref().map(|syn| format!("tcp SYN at the server: {}", arrived(syn))));
     let segments = &report.profile.segments;
     let reaction = match report.profile.tcp.reaction {
         Reaction::Unknown => None,
@@ -174,6 +176,24 @@ pub(super) fn figures(report: &Report) -> Vec<String> {
     lines.extend(report.profile.hops.map(|hops| format!("routers up to the outside: {hops}")));
     lines.extend(report.unknown.iter().map(|unknown| format!("unknown: {}: {}", unknown.what, unknown.why)));
     lines
+}
+
+/// After which idle times a mapping was still there.
+fn alive(idle: &[(u16, bool)]) -> Option<String> {
+    let idle: Vec<String> =
+        idle.iter().map(|(seconds, alive)| format!("{seconds} s {}", yes(*alive))).collect();
+    (!idle.is_empty()).then(|| idle.join(", "))
+}
+
+fn arrived(syn: &Segment) -> String {
+    let mss = syn.mss().map_or_else(|| "none".to_owned(), |mss| mss.to_string());
+    let Segment { ttl, window, sequence, .. } = syn;
+    format!("TTL {ttl}, sequence {sequence}, window {window}, MSS {mss}, options {}", hex(&syn.options))
+}
+
+/// Bytes as they are in a packet.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn yes(answer: bool) -> &'static str {

@@ -31,9 +31,11 @@ use crate::discovery::probe::Finding;
 use crate::discovery::probe::Probe;
 use crate::discovery::question::Question;
 
-/// Packets that a survey sends at most, repetitions of what is lost or ignored included; lifetimes come on top, 30 more.
-/// Half of it suffices where everything is answered.
+/// Packets that a survey sends at most, repetitions of what is lost or ignored included. Half of it suffices where everything
+/// is answered.
 pub const BUDGET: u32 = 270;
+/// What lifetimes cost on top of it, in two minutes.
+pub const LIFETIMES_BUDGET: u32 = 130;
 
 /// How much is measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,10 +98,9 @@ impl Survey {
     /// How much of the report stands by now: grows a few times in a survey, whenever it is worth telling others.
     #[must_use]
     pub fn firmness(&self) -> usize {
-        let open = Question::all(self.scope)
-            .filter(|question| !matches!(question, Question::Idle(_) | Question::Awoken(_)));
+        let over = |question| !self.asked.contains(&question) || self.is_over(question);
         let is_measured =
-            open.into_iter().all(|question| !self.asked.contains(&question) || self.is_over(question));
+            Question::all(self.scope).filter(|question| !question.is_about_idleness()).all(over);
         let steps =
             [self.is_sampled(), self.is_tcp_sampled(), self.is_usable(), self.is_usable() && is_measured];
         steps.into_iter().filter(|step| *step).count()
@@ -112,7 +113,8 @@ impl Survey {
             "measuring UDP"
         } else if !self.is_tcp_sampled() {
             "measuring TCP"
-        } else if self.is_over(Question::Idle(question::IDLE[0])) {
+        } else if [Question::Idle, Question::TcpIdle].iter().any(|idle| self.is_over(idle(question::IDLE[0])))
+        {
             "leaving mappings idle for two minutes"
         } else {
             "waiting for answers that may never come"

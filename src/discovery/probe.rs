@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::question::Question;
 use crate::wire::stun::Message;
+use crate::wire::stun::STUNT_SEEN;
 
 /// One local port, by number: the driver takes a fresh one when a slot is first used, and keeps it until the survey is
 /// over. UDP and TCP have slots of their own.
@@ -42,12 +43,14 @@ pub enum Probe {
     Ask(Ask),
     /// Whoever connects to this slot's TCP port is let in.
     Listen(Slot),
-    /// A SYN to where nothing will answer by itself; the socket goes on dialling.
+    /// A SYN to where nothing will answer by itself.
     Syn {
         /// The port that dials.
         from: Slot,
         /// Where to.
         to: SocketAddr,
+        /// Whether the socket goes on dialling; otherwise this is the only SYN.
+        goes_on: bool,
     },
     /// A TCP segment made by hand: SYN and ACK, from a port that is dialling (needs CAP_NET_RAW).
     SynAck {
@@ -65,17 +68,19 @@ pub enum Probe {
 impl Probe {
     /// Packets that it sends at most, those that answer the other side's included.
     #[must_use]
-    pub const fn cost(&self) -> u32 {
+    pub fn cost(&self) -> u32 {
         match self {
             Self::Udp(_) => WAITS.len() as u32,
-            Self::Trace { hops, .. } => *hops as u32,
+            Self::Trace { hops, .. } => u32::from(*hops),
             // SYN, its acknowledgment, the request, the answer's acknowledgment, FIN, and its acknowledgment: more than
             // the three SYNs of one that is not answered.
             Self::Dial(_) => 6,
             // The request and the answer's acknowledgment; SYN-ACK, and two more, to a connection back.
+            Self::Ask(ask) if ask.message.method == STUNT_SEEN => 2,
             Self::Ask(_) => 5,
-            // The kernel's SYNs after 0, 1, 2, 3, 4, 5 and 7 s.
-            Self::Syn { .. } => 7,
+            // The kernel's SYNs after 0, 1, 2, 3, 4, 5 and 7 s; or one, and the RST that answers what comes back.
+            Self::Syn { goes_on: true, .. } => 7,
+            Self::Syn { goes_on: false, .. } => 2,
             Self::SynAck { .. } => 1,
             Self::Listen(_) | Self::Wait(_) => 0,
         }
@@ -98,7 +103,7 @@ pub struct Datagram {
     pub after: Duration,
 }
 
-/// A TCP connection; given up after [`PATIENCE`].
+/// A TCP connection; given up after [`PATIENCE`]. An answer on it may take so long and [`Self::wait`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Dial {
     /// The port that dials; others may dial and listen on it at the same time.
@@ -107,6 +112,10 @@ pub struct Dial {
     pub to: SocketAddr,
     /// What to ask on it.
     pub message: Option<Message>,
+    /// How long to keep still before.
+    pub after: Duration,
+    /// How long the answer is meant to take.
+    pub wait: Duration,
     /// What becomes of it after the answer.
     pub end: End,
     /// Whether to read the initial sequence number from the kernel (needs CAP_NET_ADMIN).
@@ -118,6 +127,8 @@ pub struct Dial {
 pub enum End {
     /// With the survey.
     Keep,
+    /// From this side as soon as the question is asked, with a FIN; from the other with the answer.
+    Half,
     /// At once, politely.
     Close,
     /// At once, with a RST, so that the same port may dial the same place again.

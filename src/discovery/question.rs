@@ -3,7 +3,8 @@
 //! UDP is measured as RFC 5780 says (4.3 mapping, 4.4 filtering, 4.5 hairpin, 4.6 lifetime), TCP as STUNT does (Gaballo's
 //! thesis 4.5: three tests of the binding, three of the filter, and the fourth, a SYN from where a SYN went). Further: how
 //! ports follow each other, from [`SAMPLES`] fresh ports in a row; how many routers stand before the outside, by datagrams
-//! that expire on the way; and what single segments of TCP do to a mapping that is half open.
+//! that expire on the way; what single segments of TCP do to a mapping that is half open; and how long idle mappings live,
+//! of UDP, and of TCP after a SYN, established, and after a FIN (RFC 5382 5).
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -50,6 +51,8 @@ const REACTION_WATCH: Duration = Duration::from_secs(8);
 const SEGMENT_WATCH: Duration = Duration::from_millis(1500);
 /// How long after a segment its effect is looked at.
 const SETTLE: Duration = Duration::from_millis(200);
+/// How long until a SYN that was lost has been repeated by the kernel, after a second, and has arrived.
+const REPETITION: Duration = Duration::from_millis(1200);
 
 /// UDP ports. Mappings are looked at on one, filters on another; the last asks for answers elsewhere.
 const MAPPING: Slot = Slot(0);
@@ -60,7 +63,12 @@ const UNMAPPED: Slot = Slot(3);
 /// TCP: the ports of the half open tests.
 const HALF_OPEN: u8 = 4;
 const SAMPLED: u8 = 10;
+/// UDP and TCP: the ports whose mappings are left idle.
 const IDLING: u8 = 20;
+/// TCP: the ports of idle mappings after a FIN, and after a SYN; those from which the latter are asked for.
+const CLOSING: u8 = 30;
+const OPENING: u8 = 40;
+const CALLING: u8 = 50;
 
 /// A test on a half open TCP mapping: a SYN to the server's silent port, then something else.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -73,11 +81,37 @@ pub enum HalfOpen {
     Icmp,
     /// A SYN-ACK to there.
     SynAck,
+    /// Nothing for so many seconds, then the answer.
+    Idle(u16),
 }
 
 impl HalfOpen {
-    /// All.
-    pub const ALL: [Self; 4] = [Self::Crossing, Self::Reset, Self::Icmp, Self::SynAck];
+    /// All but the idle ones.
+    pub const SEGMENTS: [Self; 4] = [Self::Crossing, Self::Reset, Self::Icmp, Self::SynAck];
+
+    /// All, in the order in which they are done.
+    fn all() -> impl Iterator<Item = Self> {
+        Self::SEGMENTS.into_iter().chain(IDLE.map(Self::Idle))
+    }
+
+    /// A place in a list; all idle ones have one together.
+    const fn number(self) -> u8 {
+        match self {
+            Self::Crossing => 0,
+            Self::Reset => 1,
+            Self::Icmp => 2,
+            Self::SynAck => 3,
+            Self::Idle(_) => 4,
+        }
+    }
+
+    /// The TCP port of this machine that it is done on.
+    fn slot(self) -> Slot {
+        match self {
+            Self::Idle(seconds) => Slot(OPENING.saturating_add(place(seconds))),
+            _ => Slot(HALF_OPEN.saturating_add(self.number())),
+        }
+    }
 }
 
 /// One test.
@@ -137,6 +171,8 @@ pub enum Question {
     Opened(HalfOpen),
     /// How did it look?
     Looked(HalfOpen),
+    /// The same once more, if nothing of it was seen: the kernel has repeated it meanwhile.
+    LookedAgain(HalfOpen),
     /// The segment that is tested.
     Tested(HalfOpen),
     /// The answer that the SYN would have got, to see whether the mapping is still there.
@@ -145,6 +181,10 @@ pub enum Question {
     Judged(HalfOpen),
     /// What did the SYN of the first connection look like?
     TcpSequence,
+    /// An established connection: say something after so many seconds.
+    TcpIdle(u16),
+    /// The same on a connection that this side has ended.
+    TcpEnding(u16),
 }
 
 impl Question {
@@ -171,18 +211,38 @@ impl Question {
         ];
         let tcp_ports = (0..SAMPLES).map(Self::TcpSample).chain((0..4).map(Self::Listen));
         let filters = [Self::TcpUnmapped, Self::TcpFromOtherAddress, Self::TcpFromOtherPort];
-        let half_open =
-            HalfOpen::ALL.into_iter().filter(move |test| scope.privileged || *test != HalfOpen::SynAck);
+        let half_open = HalfOpen::all().filter(move |test| match test {
+            HalfOpen::SynAck => scope.privileged,
+            HalfOpen::Idle(_) => scope.lifetimes,
+            HalfOpen::Crossing | HalfOpen::Reset | HalfOpen::Icmp => true,
+        });
         let half_open = half_open.flat_map(|test| {
-            [Self::Opened, Self::Looked, Self::Tested, Self::Answered, Self::Judged].map(|step| step(test))
+            [Self::Opened, Self::Looked, Self::LookedAgain, Self::Tested, Self::Answered, Self::Judged]
+                .map(|step| step(test))
         });
         let rest = [Self::Hairpin(0), Self::Hairpin(1), Self::TcpHairpin(0), Self::TcpHairpin(1), Self::Hops];
         // The first is the control: whether the server answers elsewhere at all.
         let idle = std::iter::once(0).chain(IDLE).filter(move |_| scope.lifetimes);
         let idle = idle.flat_map(|seconds| [Self::Idle(seconds), Self::Awoken(seconds)]);
+        let tcp_idle = IDLE.into_iter().filter(move |_| scope.lifetimes);
+        let tcp_idle = tcp_idle.flat_map(|seconds| [Self::TcpIdle(seconds), Self::TcpEnding(seconds)]);
         let udp = servers().map(Self::Server).chain(udp).chain(ports);
         let tcp = servers().map(Self::Tcp).chain(tcp).chain(tcp_ports).chain(filters).chain(half_open);
-        udp.chain(tcp).chain(rest).chain(idle)
+        udp.chain(tcp).chain(rest).chain(idle).chain(tcp_idle)
+    }
+
+    /// Whether it waits for a mapping to go, in the background.
+    pub(super) const fn is_about_idleness(self) -> bool {
+        match self {
+            Self::Idle(_) | Self::Awoken(_) | Self::TcpIdle(_) | Self::TcpEnding(_) => true,
+            Self::Opened(test)
+            | Self::Looked(test)
+            | Self::LookedAgain(test)
+            | Self::Tested(test)
+            | Self::Answered(test)
+            | Self::Judged(test) => matches!(test, HalfOpen::Idle(_)),
+            _ => false,
+        }
     }
 }
 
@@ -272,7 +332,7 @@ impl Survey {
             Question::Awoken(seconds) => {
                 let port = self.mapped(Question::Idle(seconds))?.port();
                 let (to, after) = (self.primary()?, Duration::from_secs(seconds.into()));
-                let message = self.request(BINDING, Some(Attribute::ResponsePort(port)));
+                let message = self.paid(Some(Attribute::ResponsePort(port)), to);
                 Some(Probe::Udp(Datagram { from: ASKING, hear: idle_slot(seconds), to, message, after }))
             }
             _ => self.tcp_probe(question),
@@ -329,21 +389,37 @@ impl Survey {
             Question::TcpHairpin(side) => {
                 (self.is_over(Question::Listen(2)) && self.is_over(Question::Listen(3))).then_some(())?;
                 let to = self.outer(Question::TcpSample(1 - side.min(1)), self.tcp_primary()?)?;
-                let from = Slot(SAMPLED + side);
-                Some(Probe::Dial(Dial { from, to, message: None, end: End::Close, sequence: false }))
+                let (from, none) = (Slot(SAMPLED + side), Duration::ZERO);
+                let (message, end) = (None, End::Close);
+                Some(Probe::Dial(Dial { from, to, message, after: none, wait: none, end, sequence: false }))
             }
             Question::TcpSequence => {
-                self.heard(Question::TcpPrimed)?.sequence?;
+                self.heard(Question::TcpPrimed)?;
                 self.stunt_server()?.can.own_syn.then_some(())?;
                 self.ask(STUNT_SEEN, None, Duration::ZERO, PATIENCE)
             }
             Question::Opened(test)
             | Question::Looked(test)
+            | Question::LookedAgain(test)
             | Question::Tested(test)
             | Question::Answered(test)
             | Question::Judged(test) => self.half_open(test, question),
+            Question::TcpIdle(seconds) => self.leave_idle(seconds, IDLING, End::Keep),
+            Question::TcpEnding(seconds) => self.leave_idle(seconds, CLOSING, End::Half),
             _ => None,
         }
+    }
+
+    /// A connection on which the server is asked to say something after a while, and nothing before.
+    fn leave_idle(&mut self, seconds: u16, slots: u8, end: End) -> Option<Probe> {
+        self.is_tcp_sampled().then_some(())?;
+        self.stunt_server()?;
+        let (action, watch) = (Action::Wait { seconds }, Duration::ZERO);
+        let probe = stunt::Probe { action, address: 0, port: Port::Any, target: None, watch };
+        let message = self.request(STUNT_PROBE, Some(Attribute::StuntProbe(probe)));
+        let (to, from) = (self.tcp_primary()?, Slot(slots.saturating_add(place(seconds))));
+        let (message, wait) = (Some(message), Duration::from_secs(seconds.into()));
+        Some(Probe::Dial(Dial { from, to, message, after: Duration::ZERO, wait, end, sequence: false }))
     }
 
     /// The steps of a test on a half open mapping. Each address of the server has one silent port, so tests at the same
@@ -352,26 +428,31 @@ impl Survey {
         let server = self.stunt_server()?;
         let wanted = match test {
             HalfOpen::Crossing => server.can.silent && server.can.watch,
-            HalfOpen::Reset | HalfOpen::Icmp => server.can.forge && server.can.watch,
+            HalfOpen::Reset | HalfOpen::Icmp | HalfOpen::Idle(_) => server.can.forge && server.can.watch,
             HalfOpen::SynAck => server.can.watch,
         };
         let address = self.address_of(test)?;
         let ip = *server.addresses.get(usize::from(address))?;
         let silent = SocketAddr::new(ip, server.silent.filter(|_| wanted)?);
         is_fit(silent, self.tcp_primary()?).then_some(())?;
-        let from = Slot(HALF_OPEN + test as u8);
+        let from = test.slot();
         let target = self.opened(test).map(|syn| (syn.source, syn.sequence));
         match step {
             Question::Opened(_) => {
                 self.heard(Question::TcpPrimed)?;
-                let before = HalfOpen::ALL.into_iter().take_while(|other| *other != test);
+                let before = HalfOpen::all().take_while(|other| *other != test);
                 let mut same = before.filter(|other| self.address_of(*other) == Some(address));
                 same.all(|other| self.is_settled(other)).then_some(())?;
-                Some(Probe::Syn { from, to: silent })
+                // A mapping that is to be idle must not see the SYN again.
+                Some(Probe::Syn { from, to: silent, goes_on: !matches!(test, HalfOpen::Idle(_)) })
             }
             Question::Looked(_) => {
                 self.is_over(Question::Opened(test)).then_some(())?;
                 self.ask(STUNT_SEEN, None, SETTLE, PATIENCE)
+            }
+            Question::LookedAgain(_) => {
+                (self.is_unseen(test) && !matches!(test, HalfOpen::Idle(_))).then_some(())?;
+                self.ask(STUNT_SEEN, None, REPETITION, PATIENCE)
             }
             Question::Tested(_) => {
                 let (port, sequence) = target?;
@@ -383,13 +464,28 @@ impl Survey {
                     HalfOpen::Reset => forge(self, Action::Reset, Duration::ZERO),
                     HalfOpen::Icmp => forge(self, Action::Icmp { kind: 11, code: 0 }, Duration::ZERO),
                     HalfOpen::SynAck => Some(Probe::SynAck { from, to: silent, sequence }),
+                    HalfOpen::Idle(_) => None,
                 }
+            }
+            Question::Answered(HalfOpen::Idle(seconds)) => {
+                // By a connection of its own: the first one may have been forgotten as well.
+                let (port, action, watch) = (target?.0, Action::SynAck, SEGMENT_WATCH);
+                let probe = stunt::Probe { action, address, port: Port::Silent, target: Some(port), watch };
+                let message = Some(self.request(STUNT_PROBE, Some(Attribute::StuntProbe(probe))));
+                let (to, after) = (self.tcp_primary()?, Duration::from_secs(seconds.into()));
+                let (from, end) = (Slot(CALLING.saturating_add(place(seconds))), End::Keep);
+                Some(Probe::Dial(Dial { from, to, message, after, wait: watch, end, sequence: false }))
             }
             Question::Answered(_) => {
                 let done = matches!(test, HalfOpen::Reset | HalfOpen::Icmp)
                     && self.heard(Question::Tested(test)).is_some();
                 let (port, _) = target.filter(|_| done)?;
                 self.stunt(Action::SynAck, address, Port::Silent, Some(port), SEGMENT_WATCH, SETTLE)
+            }
+            Question::Judged(HalfOpen::Idle(_)) => {
+                self.heard(Question::Answered(test))?;
+                let (on, message) = (Question::Answered(test), self.request(STUNT_SEEN, None));
+                Some(Probe::Ask(Ask { on, message, after: SETTLE, wait: PATIENCE }))
             }
             Question::Judged(_) => {
                 let last =
@@ -403,7 +499,7 @@ impl Survey {
 
     /// The address at which a half open test is done: another one for each, as far as they go.
     pub(super) fn address_of(&self, test: HalfOpen) -> Option<u8> {
-        (test as u8).checked_rem(u8::try_from(self.stunt_server()?.addresses.len()).ok()?)
+        test.number().checked_rem(u8::try_from(self.stunt_server()?.addresses.len()).ok()?)
     }
 
     /// Whether no further step of a half open test will come.
@@ -411,20 +507,34 @@ impl Survey {
         let last = match test {
             HalfOpen::Crossing => Question::Tested(test),
             HalfOpen::Reset | HalfOpen::Icmp | HalfOpen::SynAck => Question::Judged(test),
+            HalfOpen::Idle(_) => Question::Looked(test),
         };
         let failed = |step: Question| self.is_over(step) && self.heard(step).is_none();
-        let looked = Question::Looked(test);
-        let unseen = self.heard(looked).is_some() && self.opened(test).is_none();
+        let unseen = self.is_over(Question::LookedAgain(test)) && self.opened(test).is_none();
         self.is_over(last)
             || unseen
-            || failed(looked)
+            || failed(Question::Looked(test))
             || (test != HalfOpen::SynAck && failed(Question::Tested(test)))
     }
 
-    /// The SYN of a half open test, as the server saw it.
+    /// Whether the server was asked for the SYN of a half open test, and had not seen it by then.
+    fn is_unseen(&self, test: HalfOpen) -> bool {
+        self.heard(Question::Looked(test)).is_some() && self.opened(test).is_none()
+    }
+
+    /// The SYN of a half open test, as the server saw it. One that is not repeated may be lost: then the newest is that of a
+    /// test before.
     pub(super) fn opened(&self, test: HalfOpen) -> Option<stunt::Segment> {
         let syn = |segment: &stunt::Segment| segment.flags & (stunt::SYN | stunt::ACK) == stunt::SYN;
-        self.segment(test, Question::Looked(test), syn)
+        let newest = |test| {
+            let looks = [Question::LookedAgain(test), Question::Looked(test)];
+            looks.into_iter().find_map(|look| self.segment(test, look, syn))
+        };
+        let mut before = HalfOpen::all().take_while(|other| *other != test);
+        let is_same = |other: HalfOpen, found: &stunt::Segment| {
+            newest(other).is_some_and(|one| (one.address, one.source) == (found.address, found.source))
+        };
+        newest(test).filter(|found| !before.any(|other| is_same(other, found)))
     }
 
     /// The newest segment that came to a half open test's silent port, as an answer tells.
@@ -548,14 +658,22 @@ impl Survey {
     }
 
     fn binding(&mut self, slot: Slot, to: SocketAddr, attribute: Option<Attribute>) -> Option<Probe> {
-        let message = self.request(BINDING, attribute);
+        let message = self.paid(attribute, to);
         Some(Probe::Udp(Datagram { from: slot, hear: slot, to, message, after: Duration::ZERO }))
+    }
+
+    /// A Binding request as long as what our server answers: four addresses, of 12 bytes each or, in IPv6, 24. So it has
+    /// nothing to give away, and need not be asked whether it would.
+    fn paid(&mut self, attribute: Option<Attribute>, to: SocketAddr) -> Message {
+        const ATTRIBUTE_HEADER: u16 = 4;
+        let addresses = if to.is_ipv4() { 4 * 12 } else { 4 * 24 };
+        self.request(BINDING, attribute).with(Attribute::Filler(addresses - ATTRIBUTE_HEADER))
     }
 
     fn dial(&mut self, from: Slot, to: SocketAddr, end: End) -> Option<Probe> {
         let message = Some(self.request(BINDING, None));
-        let sequence = self.scope.privileged && from == FILTERING;
-        Some(Probe::Dial(Dial { from, to, message, end, sequence }))
+        let (sequence, none) = (self.scope.privileged && from == FILTERING, Duration::ZERO);
+        Some(Probe::Dial(Dial { from, to, message, after: none, wait: none, end, sequence }))
     }
 
     fn stunt(
@@ -592,6 +710,10 @@ fn is_fit(told: SocketAddr, server: SocketAddr) -> bool {
 }
 
 fn idle_slot(seconds: u16) -> Slot {
-    let place = IDLE.iter().position(|idle| *idle == seconds).map_or(0, |place| place + 1);
-    Slot(IDLING.saturating_add(u8::try_from(place).unwrap_or(0)))
+    Slot(IDLING.saturating_add(place(seconds)))
+}
+
+/// Where an idle time stands in [`IDLE`], from 1; 0 is the control, which does not wait.
+fn place(seconds: u16) -> u8 {
+    (1..).zip(IDLE).find(|(_, idle)| *idle == seconds).map_or(0, |(place, _)| place)
 }

@@ -17,6 +17,7 @@ use crate::nat::behavior::PortAssignment;
 use crate::nat::behavior::Profile;
 use crate::nat::behavior::Reaction;
 use crate::nat::behavior::Segments;
+use crate::nat::behavior::Transitory;
 use crate::nat::classify;
 use crate::nat::classify::Passed;
 use crate::nat::classify::Ports;
@@ -34,6 +35,12 @@ pub struct Report {
     pub udp: Figures,
     /// The figures behind TCP's part.
     pub tcp: Figures,
+    /// Idle seconds after a SYN, and whether the mapping was still there.
+    pub opening: Vec<(u16, bool)>,
+    /// The same after a FIN.
+    pub closing: Vec<(u16, bool)>,
+    /// A SYN of this machine as the server saw it.
+    pub syn: Option<stunt::Segment>,
     /// How long after a stranger's SYN the answer came, or how long none came.
     pub reaction_after: Option<Duration>,
     /// Share of peers behind the NATs of 2005 that can be met directly over TCP, per cent.
@@ -78,7 +85,10 @@ impl Survey {
             Some(Finding::Routers(routers)) if udp.mapping != Mapping::None => classify::hops(routers),
             _ => None,
         };
-        let profile = Profile { udp, tcp, segments: self.segments(), hops };
+        let (opening, closing) = (self.idle_opening(), self.idle(Question::TcpEnding));
+        let transitory =
+            Transitory { opening: classify::lifetime(&opening), closing: classify::lifetime(&closing) };
+        let profile = Profile { udp, tcp, segments: self.segments(), transitory, hops };
         Report {
             direct_tcp: market::direct_tcp(&tcp, tcp_figures.ports.confidence),
             reaction_after: self.outcome(Question::TcpUnmapped).map(|outcome| outcome.after),
@@ -86,6 +96,9 @@ impl Survey {
             profile,
             udp: udp_figures,
             tcp: tcp_figures,
+            opening,
+            closing,
+            syn: self.syn().cloned(),
         }
     }
 
@@ -112,7 +125,7 @@ impl Survey {
         if let Some((side, source)) = hairpinned {
             figures.hairpin_outer = Some(self.mapped(Question::Sample(side)) == Some(source));
         }
-        figures.idle = self.idle();
+        figures.idle = self.idle(Question::Awoken);
         let behavior = Behavior {
             passes: self.passes(Self::UDP, Self::TCP),
             mapping,
@@ -128,7 +141,7 @@ impl Survey {
 
     fn tcp(&self) -> (Behavior, Figures) {
         let views = Views { again: self.mapped(Question::TcpAgain), ..self.views(Self::TCP) };
-        let figures = self.figures(Self::TCP, views);
+        let mut figures = self.figures(Self::TCP, views);
         let mapping = figures.local.map_or(Mapping::Unknown, |local| classify::mapping(local, &views));
         let connected = |question| Some(self.outcome(question)?.event == Event::Connected);
         let passed = Passed {
@@ -143,6 +156,7 @@ impl Survey {
             Some(Event::Icmp { .. }) => Reaction::Unreachable,
             Some(Event::Connected | Event::Sent) | None => Reaction::Unknown,
         };
+        figures.idle = self.idle(Question::TcpIdle);
         let behavior = Behavior {
             passes: self.passes(Self::TCP, Self::UDP),
             mapping,
@@ -151,14 +165,13 @@ impl Survey {
             reaction,
             hairpin: self.hairpin(mapping, Question::TcpHairpin, |finding| *finding == Finding::Connected),
             paired: self.paired(Self::TCP, &views),
-            lifetime: None,
+            lifetime: classify::lifetime(&figures.idle),
         };
         (behavior, figures)
     }
 
     fn segments(&self) -> Segments {
         let primed = self.heard(Question::TcpPrimed).and_then(|heard| heard.sequence);
-        let seen = self.heard(Question::TcpSequence).and_then(|heard| heard.message.stunt_segments().next());
         let judged = Question::Judged(HalfOpen::SynAck);
         let syn_ack = stunt::SYN | stunt::ACK;
         let opened = self.opened(HalfOpen::SynAck);
@@ -173,8 +186,13 @@ impl Survey {
                 };
                 self.segment(HalfOpen::SynAck, judged, ours).is_some()
             }),
-            sequence_kept: primed.zip(seen).map(|(primed, seen)| primed == seen.sequence),
+            sequence_kept: primed.zip(self.syn()).map(|(primed, seen)| primed == seen.sequence),
         }
+    }
+
+    /// The SYN of the first connection, which the server tells first.
+    fn syn(&self) -> Option<&stunt::Segment> {
+        self.heard(Question::TcpSequence)?.message.stunt_segments().next()
     }
 
     /// Whether a mapping still took an answer in after what was done to it. An answer that gets to this machine draws a
@@ -245,12 +263,15 @@ impl Survey {
         Figures { local, views, ports: classify::ports(&samples), samples, ..Figures::default() }
     }
 
-    /// Whether a transport gets out. One that does not is blocked only if another one does: else the server is down.
+    /// Whether a transport gets out. One that does not is blocked only if another one does: else the server is down. A server
+    /// that refuses connections does not do TCP.
     fn passes(&self, kind: Kind, other: Kind) -> Option<bool> {
         if self.chosen(kind).is_some() {
             return Some(true);
         }
-        let blocked = self.is_mute(kind.server) && self.chosen(other).is_some();
+        let refuses = |(n, _)| self.found.get(&(kind.server)(n)) == Some(&Finding::Refused);
+        let refused = (0..).zip(&self.servers).any(refuses);
+        let blocked = self.is_mute(kind.server) && self.chosen(other).is_some() && !refused;
         blocked.then_some(false)
     }
 
@@ -287,14 +308,20 @@ impl Survey {
         classify::paired(&outer)
     }
 
-    fn idle(&self) -> Vec<(u16, bool)> {
-        let awoken =
-            IDLE.into_iter().filter_map(|seconds| match self.found.get(&Question::Awoken(seconds))? {
-                Finding::Heard(heard) => heard.message.error().is_none().then_some((seconds, true)),
-                Finding::Silence => Some((seconds, false)),
-                _ => None,
-            });
-        awoken.collect()
+    /// Idle seconds, and whether what the server said afterwards came in. A RST in its place comes from a NAT that says so
+    /// when it forgets.
+    fn idle(&self, spoken: fn(u16) -> Question) -> Vec<(u16, bool)> {
+        let heard = IDLE.into_iter().filter_map(|seconds| match self.found.get(&spoken(seconds))? {
+            Finding::Heard(heard) => heard.message.error().is_none().then_some((seconds, true)),
+            Finding::Silence | Finding::Refused => Some((seconds, false)),
+            _ => None,
+        });
+        heard.collect()
+    }
+
+    fn idle_opening(&self) -> Vec<(u16, bool)> {
+        let survived = |seconds| Some((seconds, self.survives(HalfOpen::Idle(seconds))?));
+        IDLE.into_iter().filter_map(survived).collect()
     }
 
     fn outcome(&self, question: Question) -> Option<stunt::Outcome> {
@@ -361,6 +388,13 @@ impl Survey {
                 (Some(_), true) if !can => SERVER,
                 _ => NOT_YET,
             };
+            let mut lifetime = |known: Option<u16>, what, why| {
+                add(known.is_none() && self.scope.lifetimes, what, why);
+            };
+            let waits = if server.is_some() { NOT_YET } else { NO_STUNT };
+            lifetime(profile.transitory.opening, "lifetime of TCP mappings after a SYN", forge);
+            lifetime(tcp.lifetime, "lifetime of TCP mappings of a connection", waits);
+            lifetime(profile.transitory.closing, "lifetime of TCP mappings after a FIN", waits);
             let can = server.as_ref().map(|server| server.can).unwrap_or_default();
             add(segments.synack_out.is_none(), "whether a SYN-ACK may leave after a SYN", own(can.watch));
             add(segments.sequence_kept.is_none(), "whether sequence numbers are kept", own(can.own_syn));

@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::probe::Ask;
 use super::probe::Datagram;
 use super::probe::Dial;
+use super::probe::End;
 use super::probe::Finding;
 use super::probe::Heard;
 use super::probe::Slot;
@@ -20,6 +21,7 @@ use crate::nat::behavior::Filtering;
 use crate::nat::behavior::Mapping;
 use crate::nat::behavior::PortAssignment;
 use crate::nat::behavior::Reaction;
+use crate::nat::behavior::Transitory;
 use crate::wire::stun::Attribute;
 use crate::wire::stun::Message;
 use crate::wire::stun::STUNT_SEEN;
@@ -48,8 +50,12 @@ struct Nat {
     hairpin: bool,
     hardy: bool,
     lifetime: u64,
+    /// Of TCP: after a SYN, established, after a FIN.
+    lifetimes: [u64; 3],
     udp: bool,
     stunt: bool,
+    /// A SYN arrives when it is sent again, after a second.
+    lossy: bool,
 }
 
 const LINUX: Nat = Nat {
@@ -60,8 +66,10 @@ const LINUX: Nat = Nat {
     hairpin: false,
     hardy: false,
     lifetime: 45,
+    lifetimes: [20, 100, 5],
     udp: true,
     stunt: true,
+    lossy: false,
 };
 
 /// What happens in the course of one survey.
@@ -72,6 +80,7 @@ struct World {
     next: u16,
     sessions: u32,
     segments: Vec<stunt::Segment>,
+    lost: Vec<stunt::Segment>,
     packets: u32,
 }
 
@@ -86,6 +95,7 @@ impl World {
             next: 20_000,
             sessions: 0,
             segments: Vec::new(),
+            lost: Vec::new(),
             packets: 0,
         };
         let mut out = Vec::new();
@@ -111,8 +121,11 @@ impl World {
             Probe::Dial(dial) => self.tcp(&dial),
             Probe::Ask(ask) => self.ask(&ask),
             Probe::Listen(slot) => Finding::Done(Some(local(slot, true))),
-            Probe::Syn { from, to } => {
+            Probe::Syn { from, to, goes_on } => {
                 self.segment(from, to, stunt::SYN, 100);
+                if self.nat.lossy && goes_on {
+                    self.lost.push(self.segments.remove(0));
+                }
                 Finding::Done(None)
             }
             Probe::SynAck { from, to, sequence } => {
@@ -225,7 +238,15 @@ impl World {
             silent: Some(PORTS[2]),
             addresses: SERVER.to_vec(),
         };
-        let message = greeting(question, outer, self.nat.stunt.then_some(server));
+        let message = match question.stunt_probe() {
+            None => greeting(question, outer, self.nat.stunt.then_some(server)),
+            Some(probe) => match self.left_idle(dial, probe) {
+                Some((event, after)) => {
+                    question.success().with(Attribute::StuntOutcome(stunt::Outcome { event, after }))
+                }
+                None => return Finding::Silence,
+            },
+        };
         Finding::Heard(Heard {
             source: dial.to,
             local: from,
@@ -234,11 +255,31 @@ impl World {
         })
     }
 
+    /// What is heard of a mapping that has been idle: its own connection's, or one that another connection asks about.
+    fn left_idle(&mut self, dial: &Dial, probe: stunt::Probe) -> Option<(Event, Duration)> {
+        let [opening, established, closing] = self.nat.lifetimes.map(Duration::from_secs);
+        if probe.action == Action::SynAck {
+            let target = probe.target.unwrap();
+            assert!(self.segments.iter().any(|segment| segment.source == target), "a SYN came from there");
+            let hardy = std::mem::replace(&mut self.nat.hardy, dial.after <= opening);
+            let done = self.done_to_me(probe, target);
+            self.nat.hardy = hardy;
+            return Some(done);
+        }
+        let Action::Wait { seconds } = probe.action else { panic!("{probe:?} on a new connection") };
+        let lives = if dial.end == End::Half { closing } else { established };
+        assert_eq!(dial.wait, Duration::from_secs(seconds.into()));
+        (dial.wait <= lives).then_some((Event::Sent, dial.wait))
+    }
+
     fn ask(&mut self, ask: &Ask) -> Finding {
         let to = SocketAddr::new(SERVER[0], PORTS[0]);
         let filtered = local(Slot(1), true);
         let mut answer = ask.message.success();
         if ask.message.method == STUNT_SEEN {
+            if ask.after >= Duration::from_secs(1) {
+                self.segments.splice(..0, self.lost.drain(..));
+            }
             let own = stunt::Segment { sequence: 4242, destination: PORTS[0], ..stunt::Segment::default() };
             answer.attributes =
                 std::iter::once(own).chain(self.segments.clone()).map(Attribute::StuntSegment).collect();
@@ -353,6 +394,9 @@ fn a_survey_finds_what_the_nat_does() {
         );
         assert_eq!((udp.passes, tcp.passes, udp.paired), (Some(true), Some(true), Some(true)), "{text}");
         assert_eq!(udp.lifetime, Some(30), "{text}: 45 s, seen after 30 and not after 60");
+        assert_eq!(tcp.lifetime, Some(60), "{text}: 100 s");
+        let transitory = Transitory { opening: Some(10), closing: Some(1) };
+        assert_eq!(report.profile.transitory, transitory, "{text}: 20 and 5 s");
         assert_eq!(
             (segments.survives_reset, segments.survives_icmp),
             (Some(nat.hardy), Some(nat.hardy)),
@@ -362,8 +406,18 @@ fn a_survey_finds_what_the_nat_does() {
         assert_eq!(report.profile.hops, (nat.mapping != Mapping::None).then_some(1), "{text}");
         let unexplained: Vec<_> = report.unknown.iter().filter(|u| !u.what.starts_with("hairpin")).collect();
         assert!(unexplained.is_empty(), "{text}: {unexplained:?}");
-        assert!(world.packets <= BUDGET + 30, "{text}: {} packets", world.packets);
+        assert!(world.packets <= BUDGET + LIFETIMES_BUDGET, "{text}: {} packets", world.packets);
     }
+}
+
+#[test]
+fn a_syn_that_was_lost_is_looked_for_again() {
+    let nat = Nat { filtering: Filtering::InboundNever, lossy: true, ..LINUX };
+    let (report, world) = World::survey(nat, EVERYTHING);
+    assert_eq!(report.profile.tcp.filtering, nat.filtering);
+    let segments = report.profile.segments;
+    assert_eq!((segments.survives_reset, segments.survives_icmp), (Some(false), Some(false)));
+    assert!(world.packets <= BUDGET + LIFETIMES_BUDGET, "{} packets", world.packets);
 }
 
 #[test]
@@ -376,6 +430,7 @@ fn what_cannot_be_measured_is_unknown_and_says_why() {
     assert_eq!(report.profile.segments.synack_out, None);
     assert_eq!(why(&report, "whether a SYN-ACK may leave after a SYN"), Some("it needs root here"));
     assert_eq!(report.profile.udp.lifetime, None);
+    assert_eq!((report.profile.tcp.lifetime, report.profile.transitory), (None, Transitory::default()));
     assert!(world.packets <= BUDGET, "{} packets", world.packets);
 
     let (report, _) = World::survey(Nat { stunt: false, ..LINUX }, modest);
@@ -405,7 +460,11 @@ fn tests_on_half_open_mappings_do_not_share_a_silent_port_at_the_same_time() {
             break;
         }
         let (question, finding) = out.remove(0);
-        if let Question::Judged(test) | Question::Tested(test @ HalfOpen::Crossing) = question {
+        // An idle one has its SYN looked at and its port left alone.
+        if let Question::Judged(test)
+        | Question::Tested(test @ HalfOpen::Crossing)
+        | Question::Looked(test @ HalfOpen::Idle(_)) = question
+        {
             let address = survey.address_of(test).unwrap();
             open.remove(&SocketAddr::new(SERVER[usize::from(address)], PORTS[2]));
         }

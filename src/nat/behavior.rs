@@ -98,6 +98,16 @@ pub struct Segments {
     pub sequence_kept: Option<bool>,
 }
 
+/// How long idle mappings of TCP connections that are not established are known to live, seconds (RFC 5382 5,
+/// "transitory"). `None` was not measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Transitory {
+    /// After a SYN has left.
+    pub opening: Option<u16>,
+    /// After a FIN has left, with the other side still talking.
+    pub closing: Option<u16>,
+}
+
 /// What a member knows about the NATs before it; travels in offers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Profile {
@@ -107,6 +117,8 @@ pub struct Profile {
     pub tcp: Behavior,
     /// More about TCP.
     pub segments: Segments,
+    /// Still more: [`Behavior::lifetime`] of [`Self::tcp`] is that of established connections.
+    pub transitory: Transitory,
     /// Routers on the way up to and with the member's own outermost NAT: the TTL of a packet that is to open the NAT and
     /// die behind it is one more.
     pub hops: Option<u8>,

@@ -13,11 +13,11 @@ use crate::base::schedule::Bucket;
 const BURST: u32 = 64;
 /// How often a source may ask in the long run, per second.
 const PER_SECOND: f64 = 32.0;
-/// How many bytes more than it sent a source may get at once: a whole discovery by a client that does not pad its
-/// requests takes some 30 answers of 48 more each.
-const EXCESS: u32 = 4096;
-/// And in the long run, per second: of no use to whoever forges sources to flood somebody.
-const EXCESS_PER_SECOND: f64 = 256.0;
+/// How many bytes more than it sent a source may get at once: a whole discovery by a client that pays for nothing takes some
+/// 20 answers of 48 more each, and there may be two at a time.
+pub const EXCESS: u32 = 2048;
+/// And in the long run, per second: ten of the shortest answers, and of no use to whoever forges sources to flood somebody.
+pub const EXCESS_PER_SECOND: u32 = 128;
 /// How many sources are told apart; about 100 bytes each.
 const SOURCES: usize = 8192;
 /// What all further sources share, at once and per second: new ones still get through while the table is full.
@@ -54,7 +54,7 @@ impl Limiter {
             sources: BTreeMap::new(),
             strangers: Account {
                 answers: Bucket::new(STRANGERS, f64::from(STRANGERS), now),
-                excess: Bucket::new(EXCESS, EXCESS_PER_SECOND, now),
+                excess: Bucket::new(EXCESS, f64::from(EXCESS_PER_SECOND), now),
             },
             swept: now,
         }
@@ -86,7 +86,7 @@ impl Limiter {
         }
         self.sources.entry(source).or_insert_with(|| Account {
             answers: Bucket::new(BURST, PER_SECOND, now),
-            excess: Bucket::new(EXCESS, EXCESS_PER_SECOND, now),
+            excess: Bucket::new(EXCESS, f64::from(EXCESS_PER_SECOND), now),
         })
     }
 }
@@ -148,7 +148,7 @@ mod tests {
             }
         }
         assert!(got > sent, "some get more");
-        assert!(got <= sent + 4096 + 256 * 3600, "{got} bytes for {sent} in an hour");
+        assert!(got <= sent + 2048 + 128 * 3600, "{got} bytes for {sent} in an hour");
         assert!(limiter.spend(greedy, 68, 68, t0 + Duration::from_secs(3600)), "who pays is always served");
         assert!(!limiter.spend(greedy, 0, usize::MAX, t0 + Duration::from_secs(9999)));
     }

@@ -7,7 +7,8 @@
 //! behavior    | passes, u8 | mapping, u8 | filtering, u8 | ports, u8 | delta, i16 | reaction, u8 |
 //!             | hairpin, u8 | paired, u8 | lifetime in s, u16 |
 //! segments    | survives RST, u8 | survives ICMP, u8 | SYN-ACK out, u8 | sequence kept, u8 |
-//! profile     | version 1, u8 | behavior of UDP, 11 bytes | behavior of TCP, 11 bytes | segments | hops, u8 |
+//! profile     | version 2, u8 | behavior of UDP, 11 bytes | behavior of TCP, 11 bytes | segments | hops, u8 |
+//!             | lifetime after a SYN, u16 | lifetime after a FIN, u16 |
 //!
 //! transport   0 UDP   1 TCP
 //! kind        0 host  1 forwarded  2 configured  3 inner  4 mapped
@@ -18,7 +19,8 @@
 //! reaction    0 unknown  1 drop  2 reset  3 ICMP unreachable
 //! ```
 //!
-//! Later versions of a profile begin like version 1 and go on behind it: what a reader does not know it leaves unread.
+//! Version 1 ends behind the hops. Later versions begin like the one before and go on behind it: what a reader does not know
+//! it leaves unread, what a writer did not know is unknown.
 //!
 //! IPv4-mapped IPv6 addresses are written and read as IPv4. A number that this program does not know means "unknown" in
 //! a profile, and makes a candidate one that it cannot try.
@@ -39,6 +41,7 @@ use crate::nat::behavior::PortAssignment;
 use crate::nat::behavior::Profile;
 use crate::nat::behavior::Reaction;
 use crate::nat::behavior::Segments;
+use crate::nat::behavior::Transitory;
 use crate::nat::candidate::Candidate;
 use crate::nat::candidate::Kind;
 use crate::nat::candidate::Transport;
@@ -48,7 +51,9 @@ const FAMILY_V4: u8 = 4;
 /// The family byte of an IPv6 address.
 const FAMILY_V6: u8 = 6;
 /// The first byte of a profile.
-const PROFILE_VERSION: u8 = 1;
+const PROFILE_VERSION: u8 = 2;
+/// The first version that tells how long opening and closing connections are kept.
+const WITH_TRANSITORY: u8 = 2;
 
 /// Writes an address without a port.
 pub fn put_ip(writer: &mut Writer, ip: IpAddr) {
@@ -132,6 +137,8 @@ pub fn put_profile(writer: &mut Writer, profile: &Profile) {
     let Segments { survives_reset, survives_icmp, synack_out, sequence_kept } = profile.segments;
     writer.u8(known(survives_reset)).u8(known(survives_icmp)).u8(known(synack_out)).u8(known(sequence_kept));
     writer.u8(profile.hops.unwrap_or(0));
+    let Transitory { opening, closing } = profile.transitory;
+    writer.u16(opening.unwrap_or(0)).u16(closing.unwrap_or(0));
 }
 
 /// Reads a profile to its end.
@@ -139,7 +146,8 @@ pub fn put_profile(writer: &mut Writer, profile: &Profile) {
 /// # Errors
 /// [`WireError::Truncated`]; [`WireError::Invalid`] for version 0.
 pub fn take_profile(reader: &mut Reader<'_>) -> Result<Profile, WireError> {
-    if reader.u8()? < PROFILE_VERSION {
+    let version = reader.u8()?;
+    if version == 0 {
         return Err(WireError::Invalid);
     }
     let (udp, tcp) = (take_behavior(reader)?, take_behavior(reader)?);
@@ -150,8 +158,13 @@ pub fn take_profile(reader: &mut Reader<'_>) -> Result<Profile, WireError> {
         sequence_kept: answer(reader.u8()?),
     };
     let hops = Some(reader.u8()?).filter(|hops| *hops > 0);
+    let transitory = if version < WITH_TRANSITORY {
+        Transitory::default()
+    } else {
+        Transitory { opening: seconds(reader.u16()?), closing: seconds(reader.u16()?) }
+    };
     let _ = reader.rest();
-    Ok(Profile { udp, tcp, segments, hops })
+    Ok(Profile { udp, tcp, segments, transitory, hops })
 }
 
 const fn known(answer: Option<bool>) -> u8 {
@@ -160,6 +173,10 @@ const fn known(answer: Option<bool>) -> u8 {
         Some(true) => 1,
         Some(false) => 2,
     }
+}
+
+fn seconds(known: u16) -> Option<u16> {
+    Some(known).filter(|seconds| *seconds > 0)
 }
 
 const fn answer(byte: u8) -> Option<bool> {
@@ -244,7 +261,7 @@ fn take_behavior(reader: &mut Reader<'_>) -> Result<Behavior, WireError> {
         reaction,
         hairpin: answer(reader.u8()?),
         paired: answer(reader.u8()?),
-        lifetime: Some(reader.u16()?).filter(|seconds| *seconds > 0),
+        lifetime: seconds(reader.u16()?),
     })
 }
 
@@ -271,7 +288,7 @@ pub(super) mod arbitrary {
         (transport, kind, endpoint()).prop_map(|(transport, kind, addr)| Candidate { transport, kind, addr })
     }
 
-    pub(crate) fn profile() -> impl Strategy<Value = Profile> {
+    pub(crate) fn profile() -> BoxedStrategy<Profile> {
         let some = any::<Option<bool>>;
         let segments = (some(), some(), some(), some()).prop_map(
             |(survives_reset, survives_icmp, synack_out, sequence_kept)| Segments {
@@ -282,12 +299,19 @@ pub(super) mod arbitrary {
             },
         );
         let hops = proptest::option::of(1..=u8::MAX);
-        (behavior(), behavior(), segments, hops).prop_map(|(udp, tcp, segments, hops)| Profile {
-            udp,
-            tcp,
-            segments,
-            hops,
-        })
+        let lifetime = || proptest::option::of(1..=u16::MAX);
+        let transitory =
+            (lifetime(), lifetime()).prop_map(|(opening, closing)| Transitory { opening, closing });
+        (behavior(), behavior(), segments, transitory, hops)
+            .prop_map(|(udp, tcp, segments, transitory, hops)| Profile {
+                udp,
+                tcp,
+                segments,
+                transitory,
+                hops,
+            })
+            // On the heap: the messages that hold one are put together on a test's small stack.
+            .boxed()
     }
 
     fn behavior() -> impl Strategy<Value = Behavior> {
@@ -369,7 +393,7 @@ mod tests {
     fn what_a_newer_program_measured_is_unknown_to_this_one() {
         let udp = [9, 9, 9, 9, 0, 7, 9, 9, 9, 0, 0];
         let tcp = [1, 2, 4, 2, 0xff, 0xfe, 2, 1, 2, 0, 240];
-        let bytes = [&[7][..], &udp, &tcp, &[1, 2, 0, 9], &[0], b"and more"].concat();
+        let bytes = [&[7][..], &udp, &tcp, &[1, 2, 0, 9], &[0], &[0, 120, 0, 0], b"and more"].concat();
         let profile = take_profile(&mut Reader::new(&bytes)).unwrap();
         assert_eq!(profile.udp, Behavior::default());
         assert_eq!(
@@ -389,6 +413,29 @@ mod tests {
             profile.segments,
             Segments { survives_reset: Some(true), survives_icmp: Some(false), ..Segments::default() }
         );
+        assert_eq!(profile.transitory, Transitory { opening: Some(120), closing: None });
         assert_eq!(take_candidate(&mut Reader::new(&[2, 0, 4, 1, 2, 3, 4, 0, 1])), Err(WireError::Unknown));
+    }
+
+    #[test]
+    fn an_older_program_reads_what_this_one_writes_and_is_read() {
+        let new = Profile {
+            tcp: Behavior { lifetime: Some(60), ..Behavior::default() },
+            transitory: Transitory { opening: Some(30), closing: Some(10) },
+            hops: Some(2),
+            ..Profile::default()
+        };
+        let mut writer = Writer::new();
+        put_profile(&mut writer, &new);
+        let bytes = writer.finish();
+        // What version 1 has, byte for byte, and then something that its readers leave unread.
+        let (old, more) = bytes.split_at(1 + 11 + 11 + 4 + 1);
+        assert_eq!((old.last(), more), (Some(&2), &[0, 30, 0, 10][..]));
+        let mut old = old.to_vec();
+        old[0] = 1;
+        let known = Profile { transitory: Transitory::default(), ..new };
+        assert_eq!(take_profile(&mut Reader::new(&old)), Ok(known));
+        old[0] = 2;
+        assert_eq!(take_profile(&mut Reader::new(&old)), Err(WireError::Truncated));
     }
 }

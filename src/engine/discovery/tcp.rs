@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
+use std::net::Shutdown;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use socket2::Domain;
@@ -76,11 +79,14 @@ impl Lines {
             Probe::Dial(dial) => return self.dial(question, dial, tasks),
             Probe::Ask(ask) => return self.ask(question, ask, tasks),
             Probe::Listen(slot) => ("listening", self.listen(slot).map(Some)),
-            Probe::Syn { from, to } => (
+            Probe::Syn { from, to, goes_on } => (
                 "dialling",
                 self.connect(from, to).map(|socket| {
                     // The one before is given up: its repetitions would be taken for this one's SYN.
-                    self.half_open.insert(to, socket);
+                    self.half_open.remove(&to);
+                    if goes_on {
+                        self.half_open.insert(to, socket);
+                    }
                     None
                 }),
             ),
@@ -95,9 +101,17 @@ impl Lines {
 
     fn dial(&mut self, question: Question, dial: Dial, tasks: &mut Tasks) {
         // Here and not in the task: the order of the SYNs counts.
-        let socket = self.connect(dial.from, dial.to);
+        let socket =
+            if dial.after.is_zero() { self.connect(dial.from, dial.to) } else { self.socket(dial.from) };
         let kept = Arc::clone(&self.kept);
         tasks.spawn(async move {
+            let socket = match socket {
+                Ok(socket) if !dial.after.is_zero() => {
+                    tokio::time::sleep(dial.after).await;
+                    begin(socket, dial.to)
+                }
+                begun => begun,
+            };
             let finding = match socket {
                 Ok(socket) => converse(question, socket, dial, &kept).await,
                 Err(error) => failed("dialling", &error),
@@ -113,7 +127,7 @@ impl Lines {
                 return (question, Finding::Failed("the connection is gone".to_owned()));
             };
             tokio::time::sleep(ask.after).await;
-            (question, shared.ask(&ask.message, ask.wait, None).await)
+            (question, shared.ask(&ask.message, ask.wait, None, false).await)
         });
     }
 
@@ -212,11 +226,13 @@ async fn converse(
     });
     let _ = stream.set_nodelay(true);
     let line = Line::new(stream);
-    let finding = line.share().ask(&message, PATIENCE, sequence).await;
+    let is_last = dial.end == End::Half;
+    let finding = line.share().ask(&message, PATIENCE + dial.wait, sequence, is_last).await;
     match dial.end {
         End::Keep => {
             locked(kept).insert(question, line);
         }
+        End::Half => drop(line),
         End::Close => line.close(false).await,
         End::Reset => line.close(true).await,
     }
@@ -246,12 +262,18 @@ struct Shared {
     stream: TcpStream,
     writing: tokio::sync::Mutex<()>,
     waiting: Mutex<BTreeMap<TransactionId, oneshot::Sender<Message>>>,
+    /// Whether the connection ended with a RST.
+    reset: AtomicBool,
 }
 
 impl Line {
     fn new(stream: TcpStream) -> Self {
-        let shared = Shared { stream, writing: tokio::sync::Mutex::default(), waiting: Mutex::default() };
-        let shared = Arc::new(shared);
+        let shared = Arc::new(Shared {
+            stream,
+            writing: tokio::sync::Mutex::default(),
+            waiting: Mutex::default(),
+            reset: AtomicBool::new(false),
+        });
         let reader = tokio::spawn(read(Arc::clone(&shared)));
         Self { shared, reader }
     }
@@ -277,17 +299,22 @@ impl Drop for Line {
 }
 
 impl Shared {
-    async fn ask(&self, message: &Message, wait: Duration, sequence: Option<u32>) -> Finding {
+    /// Asks, and waits for the answer; if nothing more will be asked, this side of the connection ends.
+    async fn ask(&self, message: &Message, wait: Duration, sequence: Option<u32>, is_last: bool) -> Finding {
         let (answered, answer) = oneshot::channel();
         locked(&self.waiting).insert(message.transaction, answered);
         if let Err(error) = self.write(&message.emit(Integrity::None)).await {
             return failed("asking", &error);
+        }
+        if is_last && let Err(error) = SockRef::from(&self.stream).shutdown(Shutdown::Write) {
+            return failed("ending a connection", &error);
         }
         let (Ok(source), Ok(local)) = (self.stream.peer_addr(), self.stream.local_addr()) else {
             return Finding::Failed("the connection has ended".to_owned());
         };
         match tokio::time::timeout(wait, answer).await {
             Ok(Ok(message)) => Finding::Heard(Heard { source, local, message, sequence }),
+            Ok(Err(_)) if self.reset.load(Ordering::Relaxed) => Finding::Refused,
             Ok(Err(_)) => Finding::Failed("the server has ended the connection".to_owned()),
             Err(_) => Finding::Silence,
         }
@@ -327,7 +354,10 @@ async fn read(shared: Arc<Shared>) {
             Ok(0) => return end(&shared),
             Ok(len) => buffer.extend_from_slice(chunk.get(..len).unwrap_or_default()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => return end(&shared),
+            Err(error) => {
+                shared.reset.store(error.kind() == io::ErrorKind::ConnectionReset, Ordering::Relaxed);
+                return end(&shared);
+            }
         }
     }
 }

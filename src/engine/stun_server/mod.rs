@@ -161,14 +161,18 @@ impl StunServer {
     }
 }
 
-/// The addresses of STUN servers; one that cannot be found is left out, with a word.
+/// The addresses of STUN servers, one of each family of a name; one that cannot be found is left out, with a word.
 pub async fn look_up(servers: &[BrokerAddr]) -> Vec<SocketAddr> {
     let mut all = Vec::new();
     for server in servers {
         match server {
             BrokerAddr::Addr(addr) => all.push(*addr),
             BrokerAddr::Host(host, port) => match tokio::net::lookup_host((host.as_str(), *port)).await {
-                Ok(found) => all.extend(found.take(1)),
+                Ok(found) => {
+                    let (ipv4, ipv6): (Vec<SocketAddr>, Vec<SocketAddr>) =
+                        found.partition(SocketAddr::is_ipv4);
+                    all.extend(ipv4.into_iter().take(1).chain(ipv6.into_iter().take(1)));
+                }
                 Err(error) => tracing::warn!(%error, host, "a STUN server's name cannot be looked up"),
             },
         }

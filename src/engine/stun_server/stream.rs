@@ -97,6 +97,8 @@ async fn serve(shared: Arc<Shared>, mut stream: TcpStream, from: SocketAddr, now
     let client = Client { shared, from, local, syn };
     let (mut reader, mut writer) = stream.split();
     let (mut buffer, mut probes) = (Vec::new(), JoinSet::new());
+    // A client that ends its side still hears what it has asked for: so it learns what its NAT keeps after a FIN.
+    let mut is_ended = false;
     loop {
         while let Front::Whole(len) = stun::front(&buffer).ok()? {
             let message: Vec<u8> = buffer.drain(..len.min(buffer.len())).collect();
@@ -114,9 +116,12 @@ async fn serve(shared: Arc<Shared>, mut stream: TcpStream, from: SocketAddr, now
             return None;
         }
         tokio::select! {
-            read = reader.read_buf(&mut buffer) => {
+            read = reader.read_buf(&mut buffer), if !is_ended => {
                 if read.ok()? == 0 {
-                    return (buffer.is_empty() && probes.is_empty()).then_some(());
+                    if !buffer.is_empty() {
+                        return None;
+                    }
+                    is_ended = true;
                 }
             }
             Some(answer) = probes.join_next() => {
@@ -125,6 +130,9 @@ async fn serve(shared: Arc<Shared>, mut stream: TcpStream, from: SocketAddr, now
                 }
             }
             () = tokio::time::sleep(IDLE), if probes.is_empty() => return None,
+        }
+        if is_ended && probes.is_empty() {
+            return Some(());
         }
     }
 }

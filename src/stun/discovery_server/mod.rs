@@ -4,7 +4,10 @@
 //! not get:
 //!
 //! * To use it as a *reflector* against an address that he forges: over any time, a source gets no more bytes than came
-//!   in its name, but for a small allowance ([`crate::stun::limiter`]). PADDING comes back only as far as the request paid.
+//!   in its name, but for a small allowance ([`crate::stun::limiter`]). It cannot be nothing: an empty request has 20 bytes and
+//!   must be answered, and the shortest answer has 32. Once a source has spent its allowance it gets only that shortest answer,
+//!   as far as what trickles in suffices, and then none. Whoever pays, as our own client does (FILLER), is always served in
+//!   full. PADDING comes back only as far as the request paid.
 //! * To make it send to a *third party*: an answer goes to the source of its request. RESPONSE-PORT names another port of
 //!   the same address, behind which other customers of a carrier may be; it is obeyed only if that very endpoint asked
 //!   this server something a while ago.
@@ -88,14 +91,14 @@ impl DiscoveryServer {
         if !is_answerable(from) || self.is_own(from) || !self.limiter.allow(from, now) {
             return None;
         }
-        let (answer, origin, to) = match self.judge(&received, from, local, now) {
-            Ok((origin, to)) => (self.answer(&received, from, local, origin), origin, to),
-            Err(refusal) => (refusal, local, from),
+        let (answers, origin, to) = match self.judge(&received, from, local, now) {
+            Ok((origin, to)) => {
+                (vec![self.answer(&received, from, local, origin), shortest(&received, from)], origin, to)
+            }
+            Err(refusal) => (vec![refusal], local, from),
         };
-        let bytes = answer.emit_classic(received.cookie);
-        if !self.limiter.spend(from, received.wire_len(), bytes.len(), now) {
-            return None;
-        }
+        let mut answers = answers.into_iter().map(|answer| answer.emit_classic(received.cookie));
+        let bytes = answers.find(|bytes| self.limiter.spend(from, received.wire_len(), bytes.len(), now))?;
         self.asked.insert(from, now);
         Some(Reply { from: origin, to, bytes })
     }
@@ -219,6 +222,13 @@ fn is_binding(received: &Received<'_>) -> bool {
         && request.method == BINDING
         && request.username().is_none()
         && !received.has_integrity()
+}
+
+/// The least that is an answer: the address and nothing else.
+fn shortest(received: &Received<'_>, from: SocketAddr) -> Message {
+    let mapped =
+        if received.has_cookie { Attribute::XorMappedAddress(from) } else { Attribute::MappedAddress(from) };
+    received.message.success().with(mapped)
 }
 
 fn refuse(request: &Message, attributes: Vec<u16>) -> Message {

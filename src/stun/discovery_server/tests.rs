@@ -140,6 +140,25 @@ fn another_port_gets_an_answer_only_if_it_asked_before_and_not_long_ago() {
 }
 
 #[test]
+fn who_pays_is_always_answered_in_full_and_who_does_not_gets_less_and_less() {
+    let mut story = two();
+    let lengths = |story: &mut Story, message: &Message| {
+        let ask = |_| story.asked(message.clone(), A).map_or(0, |reply| reply.bytes.len());
+        (0..60).map(ask).collect::<Vec<_>>()
+    };
+    let paying = request().with(Attribute::Filler(44));
+    assert!(lengths(&mut story, &paying).iter().all(|len| *len == 68), "as long as the request");
+    story.now += Duration::from_secs(60);
+    let stingy = lengths(&mut story, &request());
+    // 2048 bytes: 42 answers of 48 more, two of 12 more, and then silence.
+    let wanted: Vec<usize> = [[68].repeat(42), [32].repeat(2), [0].repeat(16)].concat();
+    assert_eq!(stingy, wanted);
+    assert_eq!(lengths(&mut story, &paying)[..4], [68; 4], "but for the limit on questions");
+    story.now += Duration::from_secs(1);
+    assert_eq!(lengths(&mut story, &request())[..11], [[68, 68].as_slice(), &[32; 3], &[0; 6]].concat());
+}
+
+#[test]
 fn what_deserves_no_answer_gets_none() {
     let plain = request();
     for (text, bytes) in [
@@ -228,7 +247,7 @@ proptest! {
             prop_assert!([A, A_ALTERNATE, B, B_ALTERNATE].map(addr).contains(&reply.from));
             *sent.entry(from.ip()).or_insert(0) += bytes.len();
             *got.entry(from.ip()).or_insert(0) += reply.bytes.len();
-            let allowed = sent[&from.ip()] + 4096 + 256 * usize::try_from(seconds).unwrap();
+            let allowed = sent[&from.ip()] + 2048 + 128 * usize::try_from(seconds).unwrap();
             prop_assert!(got[&from.ip()] <= allowed);
         }
     }

@@ -52,13 +52,14 @@ use crate::wire::stun::stunt::Server;
 pub const MAX_WATCH: Duration = Duration::from_secs(8);
 /// Longest wait: RFC 5382 REQ-5 keeps an idle connection for 2 h 4 min.
 pub const MAX_WAIT: Duration = Duration::from_secs(7500);
-/// Connections at a time: of one source (some members of a site measure together), and in all (some KiB each).
-const CONNECTIONS: (usize, usize) = (32, 4096);
+/// Connections at a time: of one source (some members of a site measure together, each with a dozen), and in all (some KiB
+/// each).
+const CONNECTIONS: (usize, usize) = (64, 4096);
 /// Probes that run at a time: of one source, and in all (a socket each).
 const RUNNING: (usize, usize) = (8, 256);
-/// Waits at a time: of one source, and in all. They cost nothing but their connection.
-const WAITING: (usize, usize) = (8, 1024);
-/// Requests of one source at once and per second: a whole discovery is some 40.
+/// Waits at a time: of one source (one discovery has 8), and in all. They cost nothing but their connection.
+const WAITING: (usize, usize) = (32, 2048);
+/// Requests of one source at once and per second: a whole discovery is some 40, and 20 more with lifetimes.
 const REQUESTS: (u32, f64) = (96, 2.0);
 /// Probes of everybody together at once and per second.
 const PROBES: (u32, f64) = (512, 256.0);
@@ -71,9 +72,14 @@ const OWN_FOR: Duration = Duration::from_secs(10_000);
 /// Endpoints remembered of one source, and sources remembered (about 200 bytes each, without their endpoints).
 const MAX_OWN: usize = 64;
 const MAX_SOURCES: usize = 8192;
-/// How long a segment at the silent port can be asked for, and how many are kept: of one address, and in all.
+/// How long a segment at the silent port can be asked for, and how many are told of, newest first: so many 60-byte segments
+/// fit into one answer.
 const SEEN_FOR: Duration = Duration::from_secs(15);
-const SEEN: (usize, usize) = (16, 2048);
+const MAX_TOLD: usize = 16;
+/// How long a SYN there can be answered: longer than a discovery leaves a half open mapping idle.
+const ANSWERED_FOR: Duration = Duration::from_secs(150);
+/// How many segments are kept: of one address, and in all.
+const SEEN: (usize, usize) = (64, 4096);
 /// Answers to one SYN: RST, then ICMP, then a SYN-ACK, and one more for a client that was not sure.
 const ANSWERS: u8 = 4;
 
@@ -320,7 +326,7 @@ impl StuntServer {
             return;
         }
         self.settle(from, to, &segment, now);
-        self.seen.retain(|seen| now.saturating_duration_since(seen.at) <= SEEN_FOR);
+        self.seen.retain(|seen| now.saturating_duration_since(seen.at) <= ANSWERED_FOR);
         // A repetition takes the place of what it repeats.
         let known = |seen: &Seen| {
             (seen.from, seen.to) == (from, to)
@@ -490,7 +496,7 @@ impl StuntServer {
             seen.from.ip() == host
                 && port.is_none_or(|port| port == seen.from.port())
                 && seen.to == at
-                && now.saturating_duration_since(seen.at) <= SEEN_FOR
+                && now.saturating_duration_since(seen.at) <= ANSWERED_FOR
                 && seen.segment.flags & (SYN | ACK | RST) == SYN
         };
         let (index, seen) = self.seen.iter().enumerate().rev().find(|(_, seen)| is_it(seen))?;
@@ -509,7 +515,7 @@ impl StuntServer {
         let since = |at: Instant| now.saturating_duration_since(at);
         let own = own_syn.cloned().into_iter();
         let theirs = self.seen.iter().rev().filter(|seen| seen.from.ip() == from.ip());
-        let theirs = theirs.filter(|seen| since(seen.at) <= SEEN_FOR).filter_map(|seen| {
+        let theirs = theirs.filter(|seen| since(seen.at) <= SEEN_FOR).take(MAX_TOLD).filter_map(|seen| {
             let address = homes.iter().position(|home| home.bound == seen.to.ip())?;
             let address = u8::try_from(address).ok()?;
             Some(Segment { address, age: since(seen.at), ..seen.segment.clone() })

@@ -113,7 +113,7 @@ fn a_syn_back_from_the_silent_port_finds_the_port_that_the_syn_came_from() {
     for _ in 0..7 {
         story.does(ANNA, probe); // his SYN proves the port better than an allowance
     }
-    story.now += SEEN_FOR + SECOND;
+    story.now += ANSWERED_FOR + SECOND;
     let (_, order) = story.acts(ANNA, probe).unwrap();
     assert!(matches!(order, Order::Connect { to, .. } if to == addr(ANNA)), "the SYN is forgotten");
 }
@@ -206,12 +206,12 @@ fn a_client_hears_of_his_own_segments_newest_first_and_of_nobody_elses() {
 fn segments_are_kept_within_bounds_for_each_and_for_all() {
     let mut story = Story::new(Means { own_syn: true, raw: true });
     for n in 0..10_000u32 {
-        let from = SocketAddr::new(std::net::Ipv4Addr::from(0x0a00_0000 + n / 20).into(), 1);
+        let from = SocketAddr::new(std::net::Ipv4Addr::from(0x0a00_0000 + n / 100).into(), 1);
         let segment = Segment { flags: SYN, sequence: n, ..Segment::default() };
         story.server.handle_segment(from, addr("198.51.100.2:3480"), segment, story.now);
     }
     assert_eq!(story.server.seen.len(), SEEN.1);
-    let newest: IpAddr = std::net::Ipv4Addr::from(0x0a00_0000 + 9_999 / 20).into();
+    let newest: IpAddr = std::net::Ipv4Addr::from(0x0a00_0000 + 9_999 / 100).into();
     assert_eq!(story.server.seen.iter().filter(|seen| seen.from.ip() == newest).count(), SEEN.0);
 }
 

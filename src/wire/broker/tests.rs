@@ -13,6 +13,7 @@ use crate::nat::behavior::Mapping;
 use crate::nat::behavior::PortAssignment;
 use crate::nat::behavior::Reaction;
 use crate::nat::behavior::Segments;
+use crate::nat::behavior::Transitory;
 use crate::nat::candidate::Kind;
 use crate::nat::candidate::MAX_CANDIDATES;
 use crate::nat::candidate::Transport;
@@ -337,6 +338,7 @@ fn sample_profile() -> Profile {
             ..Behavior::default()
         },
         segments: Segments { sequence_kept: Some(true), ..Segments::default() },
+        transitory: Transitory { opening: Some(60), closing: None },
         hops: Some(2),
     }
 }
@@ -366,7 +368,7 @@ fn golden_to() -> Vec<(ToBroker, &'static str)> {
                 revocations: 3,
                 watch: true,
             }),
-            "02 080005 302e312e30 090009 0004 04c0000201 1092 0a001c 01 010204010000010201001e 00050502fffe0000000000 00000001 02 \
+            "02 080005 302e312e30 090009 0004 04c0000201 1092 0a0020 02 010204010000010201001e 00050502fffe0000000000 00000001 02 003c0000 \
              0b0015 0102 0620010db8000000000000000000000001 17ad 0c0008 0000000000000003 0d0001 01",
         ),
         (
@@ -456,7 +458,7 @@ fn golden_from() -> Vec<(FromBroker, &'static str)> {
             }),
             "86 0f0010 000102030405060708090a0b0c0d0e0f 010004 00000006 \
              100010 050002 ce47 120008 00000000000f4240 \
-             090009 0004 04c0000201 1092 0a001c 01 010204010000010201001e 00050502fffe0000000000 00000001 02 \
+             090009 0004 04c0000201 1092 0a0020 02 010204010000010201001e 00050502fffe0000000000 00000001 02 003c0000 \
              130027 050001 ce 0b0009 0004 04c0000201 1092 140010 11111111111111111111111111111111 150001 70 \
              0e0004 01000000",
         ),

@@ -56,6 +56,7 @@ mod number {
     pub(super) const STUNT_SERVER: u16 = 0xfe01;
     pub(super) const CAPABILITIES: u16 = 0xfe02;
     pub(super) const RELAY_SPLICE: u16 = 0xfe03;
+    pub(super) const FILLER: u16 = 0xfe04;
 }
 
 /// Bytes before an attribute's value.
@@ -258,6 +259,7 @@ fn number_of(attribute: &Attribute) -> u16 {
         Attribute::StuntSegment(_) => number::STUNT_SEGMENT,
         Attribute::Capabilities(_) => number::CAPABILITIES,
         Attribute::RelaySplice(_) => number::RELAY_SPLICE,
+        Attribute::Filler(_) => number::FILLER,
     }
 }
 
@@ -291,7 +293,7 @@ fn value_of(attribute: &Attribute, mask: [u8; 16]) -> Vec<u8> {
         Attribute::ResponsePort(number) | Attribute::RelayChannel(number) => {
             writer.u16(*number).u16(0);
         }
-        Attribute::Padding(len) => {
+        Attribute::Padding(len) | Attribute::Filler(len) => {
             writer.put(&vec![0; usize::from(*len)]);
         }
         Attribute::Timestamp(micros) => {
@@ -347,6 +349,9 @@ fn attribute(number: u16, value: &[u8], mask: [u8; 16]) -> Result<Option<Attribu
         number::RELAY_CHANNEL => Attribute::RelayChannel(take_padded_u16(&mut reader)?),
         number::PADDING => {
             Attribute::Padding(u16::try_from(reader.rest().len()).map_err(|_| WireError::TooLong)?)
+        }
+        number::FILLER => {
+            Attribute::Filler(u16::try_from(reader.rest().len()).map_err(|_| WireError::TooLong)?)
         }
         number::RELAY_TOKEN => Attribute::RelayToken(reader.rest().to_vec()),
         number::TIMESTAMP => Attribute::Timestamp(reader.u64()?),

@@ -23,6 +23,7 @@
 //! | STUNT-SERVER | 0xfe01 | see [`stunt`]; may be ignored |
 //! | CAPABILITIES | 0xfe02 | what the sender can do beyond version 1, a bit each, u32 |
 //! | RELAY-SPLICE | 0xfe03 | [`crate::wire::relay::Gate`]: the TCP port to dial, the one to dial from; may be ignored |
+//! | FILLER | 0xfe04 | zeros, so that the answer is no longer than the request; to be ignored |
 //!
 //! RFC 8489 18.3 has no range for private use. Ours lie in the upper half (0x4000..=0x7fff) of the
 //! comprehension-required attributes, which needs no RFC, far from anything registered: a stock server that gets one of
@@ -137,6 +138,8 @@ pub enum Attribute {
     StuntSegment(stunt::Segment),
     /// Own: a bit for each thing that the sender can do, see [`SUPER_PACKETS`].
     Capabilities(u32),
+    /// Own: that many bytes, which pay for the answer. Unlike PADDING, every server ignores it.
+    Filler(u16),
 }
 
 /// A message: who asks what.

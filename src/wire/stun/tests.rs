@@ -377,6 +377,7 @@ fn attribute() -> impl Strategy<Value = Attribute> {
         stunt::arbitrary::outcome().prop_map(Attribute::StuntOutcome),
         stunt::arbitrary::segment().prop_map(Attribute::StuntSegment),
         any::<u32>().prop_map(Attribute::Capabilities),
+        (0u16..100).prop_map(Attribute::Filler),
         any::<(u16, u16)>().prop_map(|(port, from)| Attribute::RelaySplice(Gate { port, from })),
     ]
 }

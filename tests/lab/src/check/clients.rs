@@ -14,6 +14,7 @@ use crate::Host;
 use crate::classify::Depends;
 use crate::classify::Fate;
 use crate::classify::Vantage;
+use crate::interrupt;
 use crate::nat::Nat;
 use crate::process::Process;
 use crate::temper::Turned;
@@ -120,7 +121,19 @@ pub(super) fn stun_server(server: &Host, vantage: &Vantage) -> Result<Process> {
     turnserver(server, vantage.addresses())
 }
 
-/// The same at any two addresses of a machine.
+/// vovida's server, which knows RFC 3489 and nothing newer, and no TCP.
+pub(crate) fn stund(server: &Host, addresses: [Ipv4Addr; 2]) -> Result<Process> {
+    let program = tools::find("stund").context("stund is not installed (Debian: stun-server)")?;
+    let program = program.to_str().context("a path is not UTF-8")?;
+    let [first, second] = addresses.map(|address| address.to_string());
+    let serving = server.ns.spawn(&[program, "-h", &first, "-a", &second])?;
+    // It says nothing when it is ready.
+    let listens = || Ok(server.ns.run(&["ss", "-Hlun", "sport = :3479"])?.contains(&second).then_some(()));
+    interrupt::wait_for("stund to listen", PATIENCE, listens)?;
+    Ok(serving)
+}
+
+/// The same as [`stun_server`] at any two addresses of a machine.
 pub(crate) fn turnserver(server: &Host, addresses: [Ipv4Addr; 2]) -> Result<Process> {
     let [first, second] = addresses.map(|address| address.to_string());
     let mut serving = server.ns.spawn(&[

@@ -39,6 +39,7 @@ pub use expected::expected_temper;
 
 use clients::Client;
 use clients::stun_server;
+pub(crate) use clients::stund;
 pub(crate) use clients::turnserver;
 use interop::Asked;
 
