@@ -34,6 +34,7 @@ impl World {
                 ..Segments::default()
             },
             hops: u8::try_from(self.net.before(machine.nat).count()).ok(),
+            ..Profile::default()
         }
     }
 }
