@@ -41,7 +41,7 @@ fn examine(helper: Helper, names: &[&str]) {
 fn netcheck_names_what_these_nats_do() {
     examine(
         Helper::Ours,
-        &["linux-rst", "full-cone", "session-step2", "never-syn", "seq-rewritten", "no-udp"],
+        &["linux-rst", "full-cone", "session-step2", "never-syn", "seq-rewritten", "no-udp", "ipv6"],
     );
 }
 

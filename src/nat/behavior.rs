@@ -1,5 +1,7 @@
 //! How a NAT treats a transport. "Unknown" is a value, never a guess.
 
+use std::time::Duration;
+
 /// How external endpoints are chosen (RFC 4787 4.1, RFC 5382 4.1; session-dependent as in Gaballo's thesis 3.1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Mapping {
@@ -124,6 +126,17 @@ pub struct Profile {
     pub hops: Option<u8>,
 }
 
+/// How often a mapping has to be used that is known to live for `lifetime` seconds: as often as is `usual`, or in three
+/// quarters of its life, so that one packet may be late. Never more often than every [`MOST_OFTEN`].
+#[must_use]
+pub fn keeping(usual: Duration, lifetime: Option<u16>) -> Duration {
+    let lives = lifetime.map(|seconds| Duration::from_secs(seconds.into()));
+    usual.min(lives.map_or(usual, |lives| (lives * 3 / 4).max(MOST_OFTEN)))
+}
+
+/// Between packets that only keep a mapping: whoever forgets sooner is not worth the traffic.
+const MOST_OFTEN: Duration = Duration::from_secs(5);
+
 /// What two answers to the same local port say about the mapping (RFC 5780 4.3): `first` and `second` are the mapped
 /// addresses that two servers at different addresses saw, `local` is the socket's own.
 #[must_use]
@@ -138,5 +151,25 @@ pub fn mapping_of(
         Some(second) if second == first => Mapping::EndpointIndependent,
         // One pair of answers cannot tell the address's share from the port's: assume the worse.
         Some(_) => Mapping::AddressAndPortDependent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_is_used_before_it_goes_and_no_more_often_than_need_be() {
+        let secs = Duration::from_secs;
+        for (usual, lifetime, wanted) in [
+            (20, None, secs(20)),
+            (20, Some(120), secs(20)),
+            (25, Some(30), Duration::from_millis(22_500)),
+            (20, Some(10), Duration::from_millis(7500)),
+            (20, Some(1), secs(5)),
+            (2, Some(1), secs(2)),
+        ] {
+            assert_eq!(keeping(secs(usual), lifetime), wanted, "{lifetime:?}");
+        }
     }
 }

@@ -134,8 +134,9 @@ impl Node {
             return known == Some(true);
         }
         let before: Vec<_> = self.registrations.iter().map(Registration::mapped).collect();
+        let lifetime = self.profile.udp.lifetime;
         let registered =
-            self.registrations.iter_mut().any(|r| r.handle_response(leg.to, received, now.instant));
+            self.registrations.iter_mut().any(|r| r.handle_response(leg.to, received, lifetime, now.instant));
         if registered {
             self.local.udp_blocked = false;
             self.learn_mapping(out);

@@ -12,10 +12,11 @@ use crate::base::rng::Rng;
 use crate::base::time::Now;
 use crate::base::transmit::Outbox;
 use crate::base::transmit::Via;
+use crate::nat::behavior::keeping;
 use crate::path::View;
 use crate::wire::stun;
 
-/// Between registrations: below the 30 s after which the shortest-lived UDP mappings go (Linux conntrack's default for
+/// Between registrations, unless the own NAT is known to forget sooner: below the 30 s after which the shortest-lived UDP mappings go (Linux conntrack's default for
 /// flows without an answer).
 pub const EVERY: Duration = Duration::from_secs(25);
 /// Gaps between unanswered requests. Shorter than RFC 8489 6.2.1, because "UDP does not get out" must be known before a
@@ -61,8 +62,15 @@ impl Registration {
         }
     }
 
-    /// An answer came. True if it is authentic and ours.
-    pub fn handle_response(&mut self, from: SocketAddr, received: &stun::Received<'_>, now: Instant) -> bool {
+    /// An answer came. True if it is authentic and ours. `lifetime` is how long the own NAT is known to keep an idle mapping,
+    /// s.
+    pub fn handle_response(
+        &mut self,
+        from: SocketAddr,
+        received: &stun::Received<'_>,
+        lifetime: Option<u16>,
+        now: Instant,
+    ) -> bool {
         let message = &received.message;
         let asked = self.sent.iter().find(|(id, _)| *id == message.transaction);
         let (Some((_, at)), stun::Class::Success, Some(mapped)) = (asked, message.class, message.mapped())
@@ -77,7 +85,7 @@ impl Registration {
         self.answered = true;
         self.silent = false;
         self.sent.clear();
-        self.due = now + EVERY;
+        self.due = now + keeping(EVERY, lifetime);
         true
     }
 
@@ -225,7 +233,7 @@ mod tests {
             attributes: vec![stun::Attribute::XorMappedAddress(mapped)],
         }
         .emit(stun::Integrity::Sha256(key));
-        r.handle_response(BROKER, &stun::Received::parse(&response).unwrap(), now.instant)
+        r.handle_response(BROKER, &stun::Received::parse(&response).unwrap(), None, now.instant)
     }
 
     #[expect(clippy::disallowed_methods, reason = "a test needs some origin to count from")]

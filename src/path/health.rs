@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 use std::time::Instant;
 
+use crate::nat::behavior::keeping;
 use crate::path::leg::Leg;
 use crate::wire::stun::TransactionId;
 
@@ -17,7 +18,7 @@ const URGENT: Duration = ms(250);
 const CARRYING: Duration = ms(2000);
 /// So long after the last packet a way still counts as carrying: people pause. Probes for nobody would keep radios awake.
 pub const PAUSE: Duration = ms(30_000);
-/// Between probes of a way that only has to be kept open: below 30 s, the shortest UDP mapping lifetime in common use
+/// Between probes of a way that only has to be kept open, unless the own NAT is known to forget sooner: below 30 s, the shortest UDP mapping lifetime in common use
 /// (Linux conntrack, one-way flows; RFC 4787 REQ-5 would give two minutes).
 const KEEPING: Duration = ms(20_000);
 /// Between probes of a dead way: most outages end, and the way back should not need the broker.
@@ -70,6 +71,8 @@ pub struct Health {
     probed: Option<Instant>,
     waiting_since: Option<Instant>,
     proven: bool,
+    /// Between probes while nobody talks.
+    keeping: Duration,
 }
 
 impl Health {
@@ -86,7 +89,13 @@ impl Health {
             probed: None,
             waiting_since: None,
             proven: false,
+            keeping: KEEPING,
         }
+    }
+
+    /// The own NAT's mapping for this way is known to live for so many seconds.
+    pub fn on_lifetime(&mut self, lifetime: Option<u16>) {
+        self.keeping = keeping(KEEPING, lifetime);
     }
 
     /// A probe leaves.
@@ -168,7 +177,7 @@ impl Health {
         }
         let regular = match duty {
             Duty::Carrying(until) if probed + CARRYING < until => probed + CARRYING,
-            Duty::Carrying(_) | Duty::Standby => probed.max(self.heard) + KEEPING,
+            Duty::Carrying(_) | Duty::Standby => probed.max(self.heard) + self.keeping,
         };
         let suspicious = SUSPICIOUS_AFTER.max(self.srtt.unwrap_or_default() * 2);
         match self.waiting_since {
@@ -277,6 +286,9 @@ mod tests {
         assert_eq!(h.next_probe(Duty::Standby), t0 + ms(30) + KEEPING);
         assert_eq!(h.next_probe(Duty::Carrying(t0 + PAUSE)), t0 + CARRYING);
         assert_eq!(h.next_probe(Duty::Carrying(t0 + CARRYING)), t0 + ms(30) + KEEPING, "nobody talks");
+        h.on_lifetime(Some(10));
+        assert_eq!(h.next_probe(Duty::Standby), t0 + ms(30) + ms(7500), "before the NAT forgets it");
+        h.on_lifetime(None);
         assert_eq!(h.on_answer(transaction(1), t0 + ms(31)), None, "one answer a probe");
     }
 

@@ -130,6 +130,7 @@ impl Relays {
         for session in &mut self.sessions {
             let bound = session.bound.as_mut().map(|(leg, health)| (*leg, health));
             for (leg, health) in bound.into_iter().chain(session.splice.way_mut()) {
+                health.on_lifetime(ctx.lifetime(leg));
                 if health.next_probe(Duty::of(leg, carrying)) <= now {
                     let id = numbers.next(ctx.rng);
                     leg.push(ctx.outbox, &session.keys.request(id, 0));

@@ -6,11 +6,13 @@ use crate::base::id::AttemptId;
 use crate::base::rng::Rng;
 use crate::base::time::Now;
 use crate::base::transmit::Outbox;
+use crate::base::transmit::Via;
 use crate::identity::certificate::Certificate;
 use crate::identity::keys::WgSecret;
 use crate::identity::names::MemberName;
 use crate::nat::behavior::Profile;
 use crate::nat::candidate::Candidate;
+use crate::path::leg::Leg;
 use crate::punch::keys::Side;
 use crate::punch::look::Observer;
 use crate::punch::method::Method;
@@ -46,6 +48,14 @@ pub struct Ctx<'a> {
 }
 
 impl Ctx<'_> {
+    /// How long our own NAT is known to keep what `leg` goes through while it is idle, s.
+    pub(super) fn lifetime(&self, leg: Leg) -> Option<u16> {
+        match leg.via {
+            Via::Udp(_) => self.profile.udp.lifetime,
+            Via::Stream(_) => self.profile.tcp.lifetime,
+        }
+    }
+
     /// What an attempt at TCP or a search needs of it.
     pub(super) fn hands(&mut self) -> Hands<'_> {
         Hands { now: self.now.instant, rng: self.rng, next: self.next_stream, turn: self.turn }

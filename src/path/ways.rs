@@ -64,6 +64,7 @@ impl Ways {
     ) {
         let now = ctx.now.instant;
         for way in &mut self.all {
+            way.health.on_lifetime(ctx.lifetime(way.leg));
             if way.health.next_probe(Duty::of(way.leg, carrying)) <= now {
                 let id = numbers.next(ctx.rng);
                 way.leg.push(ctx.outbox, &way.keys.request(id, 0));

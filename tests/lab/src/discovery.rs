@@ -3,6 +3,8 @@
 //! The expectation is written down here from the NAT's description alone; nothing of the product is used but its command
 //! line. What differs is printed, and is a failure unless a sentence here explains it.
 
+use std::net::Ipv6Addr;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
@@ -36,6 +38,7 @@ use crate::nat::Pooling;
 use crate::nat::Ports;
 use crate::nat::Reaction;
 use crate::nat::States;
+use crate::nat::V6;
 use crate::nat::kinds;
 use crate::nat::kinds::KINDS;
 use crate::process::Process;
@@ -50,6 +53,8 @@ const DELAY: Duration = Duration::from_millis(20);
 const BUDGET: u64 = 270 + 20;
 /// What lifetimes may cost on top, and ARP's in two minutes.
 const LIFETIMES_BUDGET: u64 = 130 + 20;
+/// The STUN servers' port.
+const PORT: u16 = 3478;
 /// How long a measurement may take; with lifetimes two minutes more.
 const LIMIT: Duration = Duration::from_secs(15);
 /// How long until what decides how peers are met is known, s.
@@ -93,6 +98,8 @@ enum Variation {
     Lifetimes,
     /// Without root.
     Unprivileged,
+    /// IPv6 beside it, behind a firewall.
+    Ipv6,
 }
 
 /// Whose STUN server helps.
@@ -107,11 +114,12 @@ pub enum Helper {
 }
 
 /// Variations of a NAT that is no kind of its own.
-const VARIATIONS: [Case; 4] = [
+const VARIATIONS: [Case; 5] = [
     Case { name: "no-udp", nat: Nat::PortRestricted, option: Variation::NoUdp },
     Case { name: "nested", nat: Nat::PortRestricted, option: Variation::Carrier },
     Case { name: "lifetimes", nat: Nat::PortRestricted, option: Variation::Lifetimes },
     Case { name: "unprivileged", nat: Nat::PortRestricted, option: Variation::Unprivileged },
+    Case { name: "ipv6", nat: Nat::PortRestricted, option: Variation::Ipv6 },
 ];
 
 /// The names of all cases, kinds of NAT first.
@@ -228,7 +236,15 @@ fn measure(product: &Product, helper: Helper, case: &Case) -> Result<Found> {
     let lab = Lab::new()?;
     let net = Internet::new(&lab)?;
     let server = net.server("server", &Link::Plain)?;
+    let mut listen: Vec<SocketAddr> = server.addresses.iter().map(|ip| (*ip, PORT).into()).collect();
     let mut site = Site::new(case.nat);
+    if case.option == Variation::Ipv6 {
+        site = site.v6(V6::Firewall);
+        let first = server.v6.context("the server has no IPv6 address")?;
+        let second = Ipv6Addr::from_bits(first.to_bits() + 1);
+        server.ns.ip(&format!("addr add {second}/64 dev eth0 nodad\n"))?;
+        listen.extend([first, second].map(|ip| SocketAddr::from((ip, PORT))));
+    }
     if case.option == Variation::NoUdp {
         site = site.no_udp();
     }
@@ -244,10 +260,13 @@ fn measure(product: &Product, helper: Helper, case: &Case) -> Result<Found> {
         home = net.site("home", site, &Link::delayed(DELAY))?;
         home.host("alice")?
     };
-    let _serving = serve(product, helper, &server)?;
+    let _serving = serve(product, helper, &server, &listen)?;
     let before = sent(&alice)?;
-    let at = format!("{}:3478", server.v4);
-    let mut words = vec!["netcheck", "--json", "--server", &at];
+    // The first of each family.
+    let v6 = listen.iter().find(|at| at.is_ipv6());
+    let at: Vec<String> = listen.first().into_iter().chain(v6).map(SocketAddr::to_string).collect();
+    let mut words = vec!["netcheck", "--json"];
+    words.extend(at.iter().flat_map(|at| ["--server", at]));
     if case.option == Variation::Lifetimes {
         words.push("--lifetimes");
     }
@@ -289,7 +308,11 @@ fn measure(product: &Product, helper: Helper, case: &Case) -> Result<Found> {
             why: None,
         });
     }
-    let budget = BUDGET + if case.option == Variation::Lifetimes { LIFETIMES_BUDGET } else { 0 };
+    let budget = match case.option {
+        Variation::Lifetimes => BUDGET + LIFETIMES_BUDGET,
+        Variation::Ipv6 => 2 * BUDGET,
+        _ => BUDGET,
+    };
     if packets > budget {
         misses.push(Miss { field: "packets", expected: json!(budget), found: json!(packets), why: None });
     }
@@ -320,14 +343,14 @@ enum Serving {
     Theirs { _process: Process },
 }
 
-fn serve(product: &Product, helper: Helper, server: &Server) -> Result<Serving> {
+fn serve(product: &Product, helper: Helper, server: &Server, listen: &[SocketAddr]) -> Result<Serving> {
     let two = [server.addresses[0], server.addresses[1]];
     match helper {
         Helper::Ours => {}
         Helper::Coturn => return Ok(Serving::Theirs { _process: turnserver(server, two)? }),
         Helper::Stund => return Ok(Serving::Theirs { _process: stund(server, two)? }),
     }
-    let listen: Vec<String> = server.addresses.iter().map(|ip| format!("\"{ip}:3478\"")).collect();
+    let listen: Vec<String> = listen.iter().map(|at| format!("\"{at}\"")).collect();
     let config = format!("[stun]\nenabled = true\nlisten = [{}]\n", listen.join(", "));
     let words = ["serve", "--config", &write_config(server, &config)?];
     Ok(Serving::Ours { _daemon: product.daemon(&server.ns, &words)? })
@@ -415,6 +438,19 @@ fn expected(case: &Case) -> Vec<(&'static str, Value)> {
     }
     if case.option == Variation::Lifetimes {
         all.extend(FOUND_ALIVE.map(|(field, seconds)| (field, json!(seconds))));
+    }
+    if case.option == Variation::Ipv6 {
+        all.extend([
+            ("/family", json!("ipv4")),
+            ("/ipv6/udp/passes", json!(true)),
+            ("/ipv6/udp/mapping", json!("none")),
+            ("/ipv6/udp/filtering", json!("address-and-port-dependent")),
+            ("/ipv6/tcp/passes", json!(true)),
+            ("/ipv6/tcp/mapping", json!("none")),
+            ("/ipv6/tcp/reaction", json!("drop")),
+            // Packets are read and made by hand over IPv4 alone.
+            ("/ipv6/survives_reset", Value::Null),
+        ]);
     }
     all
 }
