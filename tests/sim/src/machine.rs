@@ -67,11 +67,28 @@ use crate::trace::Trace;
 use crate::world::Arrival;
 use crate::world::World;
 
+/// Ports of UDP sockets that the system chooses: the first, and how many.
+const FIRST_SOCKET: u16 = 56_000;
+const SOCKETS: u16 = 4_000;
+
 /// What a machine sends.
 pub(crate) enum Sent {
-    Datagram { to: SocketAddr, bytes: Vec<u8> },
+    Datagram { from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
     Segment { from: SocketAddr, to: SocketAddr, segment: Segment },
     Broker(ToBroker),
+}
+
+/// What a kernel holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sockets {
+    /// UDP sockets of searches and of ways that they found.
+    pub udp: usize,
+    /// TCP ports of attempts.
+    pub ports: usize,
+    /// TCP connections that are not open yet.
+    pub half_open: usize,
+    /// Open ones.
+    pub streams: usize,
 }
 
 /// A packet that came out of the device.
@@ -138,6 +155,9 @@ pub struct Machine {
     /// The far ends of the member's streams, as in `engine::member`.
     streams: BTreeMap<StreamId, SocketAddr>,
     host: Host,
+    /// UDP sockets beside the data socket.
+    sockets: BTreeMap<SocketId, u16>,
+    next_socket: u16,
     spun: (Option<Instant>, u32),
     anchor: TrustAnchor,
     out: Output,
@@ -205,6 +225,8 @@ impl Machine {
             alarm: None,
             streams: BTreeMap::new(),
             host: Host::default(),
+            sockets: BTreeMap::new(),
+            next_socket: 0,
             spun: (None, 0),
             anchor: authority.anchor().clone(),
             out: Output::default(),
@@ -246,11 +268,20 @@ impl Machine {
         self.with(|node, out| node.handle_timeout(now, out));
     }
 
-    pub(crate) fn handle_datagram(&mut self, from: SocketAddr, mut bytes: Vec<u8>, near: bool, now: Now) {
+    pub(crate) fn handle_datagram(
+        &mut self,
+        from: SocketAddr,
+        to: SocketAddr,
+        mut bytes: Vec<u8>,
+        near: bool,
+        now: Now,
+    ) {
         let now = self.clock(now);
-        if near || !self.no_udp {
+        let own = self.sockets.iter().find(|(_, port)| **port == to.port()).map(|(id, _)| *id);
+        let data = (to.port() == self.inside.port()).then_some(SocketId::V4);
+        if let Some(socket) = data.or(own).filter(|_| near || !self.no_udp) {
             self.with(|node, out| {
-                node.handle_message(Via::Udp(SocketId::V4), from, Ecn::NotCapable, &mut bytes, now, out)
+                node.handle_message(Via::Udp(socket), from, Ecn::NotCapable, &mut bytes, now, out)
             });
         }
     }
@@ -394,7 +425,11 @@ impl Machine {
         for transmit in self.out.outbox.sends() {
             let bytes = self.out.outbox.bytes(transmit.range.clone()).to_vec();
             match transmit.via {
-                Via::Udp(_) => sent.push(Sent::Datagram { to: transmit.to, bytes }),
+                Via::Udp(socket) => {
+                    let port = self.sockets.get(&socket).copied().unwrap_or(self.inside.port());
+                    let from = SocketAddr::new(self.inside.ip(), port);
+                    sent.push(Sent::Datagram { from, to: transmit.to, bytes });
+                }
                 Via::Stream(id) => self.host.send(id, bytes, now.instant),
             }
         }
@@ -445,14 +480,19 @@ impl Machine {
                 self.with(|node, out| node.handle_bound(port, bound, now, out));
             }
             StreamOrder::Unbind(port) => self.host.unbind(port),
-            StreamOrder::OpenUdp(_) | StreamOrder::CloseUdp(_) => {}
+            StreamOrder::OpenUdp(id) => {
+                self.sockets.insert(id, FIRST_SOCKET + self.next_socket);
+                self.next_socket = (self.next_socket + 1) % SOCKETS;
+            }
+            StreamOrder::CloseUdp(id) => drop(self.sockets.remove(&id)),
         }
     }
 
-    /// Ports of attempts that its kernel holds, connections that are not open yet, and open ones.
+    /// What its kernel holds for the member, beside the data socket and the listener.
     #[must_use]
-    pub fn sockets(&self) -> (usize, usize, usize) {
-        self.host.count()
+    pub fn sockets(&self) -> Sockets {
+        let (ports, half_open, streams) = self.host.count();
+        Sockets { udp: self.sockets.len(), ports, half_open, streams }
     }
 
     /// Where the member can be met.
@@ -475,6 +515,7 @@ impl World {
         machine.online = false;
         machine.out = Output::default();
         machine.streams.clear();
+        machine.sockets.clear();
         machine.host.clear();
         if machine.tcp {
             machine.host.listen(machine.inside.port());

@@ -252,16 +252,16 @@ impl Net {
         Some(a.delay + b.delay + extra)
     }
 
-    /// Who gets a datagram that arrived for `to` in `realm`, after all NATs have let it in; `Err` if one did not or
-    /// nobody has the address.
+    /// Who gets a datagram that arrived for `to` in `realm`, and at which address, after all NATs have let it in; `Err` if
+    /// one did not or nobody has the address.
     pub(crate) fn receive(
         &mut self,
         realm: Realm,
         from: SocketAddr,
         to: SocketAddr,
         now: Instant,
-    ) -> Result<Owner, Lost> {
-        self.admit(realm, to, |nat, _, port| nat.inward(from, port, now)).map(|(owner, _)| owner)
+    ) -> Result<(Owner, SocketAddr), Lost> {
+        self.admit(realm, to, |nat, _, port| nat.inward(from, port, now))
     }
 
     /// Who gets something that arrived for `to` in `realm`, and at which address, if `inward` takes it in through each NAT:

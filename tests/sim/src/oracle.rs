@@ -6,7 +6,8 @@
 //! not. What is let in tells its receiver an endpoint that it did not know. The two can meet if in the end some pair of
 //! endpoints passes in both directions. Where nothing more follows, they cannot, unless somebody guesses a port.
 //!
-//! For TCP it is what Gaballo's tables 3.3 and 5.1 and the simultaneous open of RFC 793 allow.
+//! Ports can also be found where they step, if the other side's are known or step too. For TCP it is what Gaballo's tables
+//! 3.3 and 5.1 and the simultaneous open of RFC 793 allow.
 
 use std::collections::BTreeSet;
 
@@ -106,7 +107,31 @@ fn lets_in(filtering: Filtering, own: &Endpoint, from: &Endpoint, sent: &BTreeSe
     }
 }
 
-/// Which outside port a TCP connection gets (Gaballo's Table 3.3).
+/// One member's network.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Site {
+    /// Whether it lets datagrams out.
+    pub udp: bool,
+    /// How its NAT treats them.
+    pub datagrams: (Mapping, Filtering),
+    /// How its NAT gives ports to them, and what it does with TCP.
+    pub tcp: (TcpPort, TcpDoor),
+}
+
+/// The best way that there is between two members who both listen on TCP too: datagrams, else a connection, else a relay.
+#[must_use]
+pub fn carrier(a: Site, b: Site) -> Carrier {
+    let known = |site: Site| site.tcp.0 != TcpPort::Random;
+    if a.udp && b.udp && (meet(a.datagrams, b.datagrams) || known(a) && known(b)) {
+        Carrier::Udp
+    } else if open(a.tcp, b.tcp) {
+        Carrier::Tcp
+    } else {
+        Carrier::Relay
+    }
+}
+
+/// Which outside port a connection gets (Gaballo's Table 3.3).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum TcpPort {
     /// One for all destinations: known beforehand.

@@ -299,6 +299,12 @@ impl Server {
         let Some(broker) = &mut self.broker else { return };
         let Ok(received) = stun::Received::parse(bytes) else { return };
         let message = &received.message;
+        let is_binding = (message.class, message.method) == (stun::Class::Request, stun::BINDING);
+        if message.username().is_none() && is_binding {
+            let answer = message.success().with(stun::Attribute::XorMappedAddress(from));
+            let bytes = answer.emit(stun::Integrity::None);
+            return self.sent.push_back(Sent::Datagram { from: BROKER, to: from, bytes });
+        }
         let Some(id) = message.username().and_then(|name| name.try_into().ok()) else { return };
         let id = RegistrationId(u64::from_be_bytes(id));
         let Some((key, last)) = self.registrations.get_mut(&id) else { return };

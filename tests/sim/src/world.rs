@@ -374,18 +374,18 @@ impl World {
     fn deliver_datagram(&mut self, realm: Realm, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
         let now = self.now;
         match self.net.receive(realm, from, to, now.instant) {
-            Ok(Owner::Server) => {
+            Ok((Owner::Server, _)) => {
                 self.trace.event(now.instant - self.start, usize::MAX, 2);
                 self.server.handle_datagram(from, to, &bytes, now);
                 self.collect_server();
             }
-            Ok(Owner::Machine(who)) => {
+            Ok((Owner::Machine(who), to)) => {
                 self.trace.event(now.instant - self.start, who.0, 2);
                 let near = realm != INTERNET && realm == self.net.behind(self.machines[who.0].nat);
-                self.at_member(who, |m| m.handle_datagram(from, bytes, near, now));
+                self.at_member(who, |m| m.handle_datagram(from, to, bytes, near, now));
             }
             Err(Lost::Nobody) if self.records => self.nobody.push(Seen { at: now.instant, from, to, bytes }),
-            Ok(Owner::Nat(_)) | Err(Lost::Filtered | Lost::Nobody) => {}
+            Ok((Owner::Nat(_), _)) | Err(Lost::Filtered | Lost::Nobody) => {}
         }
     }
 
@@ -402,7 +402,7 @@ impl World {
         let link = self.machines[who.0].link;
         for sent in sent {
             match sent {
-                machine::Sent::Datagram { to, bytes } => self.send(who, to, bytes),
+                machine::Sent::Datagram { from, to, bytes } => self.send(who, from, to, bytes),
                 machine::Sent::Segment { from, to, segment } => self.send_segment(who, from, to, segment),
                 machine::Sent::Broker(message) => {
                     self.control(who, Arrival::AtBroker { from: who, link, message });
@@ -466,14 +466,13 @@ impl World {
     }
 
     /// Sends a datagram of a machine: onto its LAN, or through its NATs into the world.
-    fn send(&mut self, who: Who, to: SocketAddr, bytes: Vec<u8>) {
+    fn send(&mut self, who: Who, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
         let machine = &self.machines[who.0];
-        let (inside, no_udp) = (machine.inside, machine.no_udp);
-        let realm = self.net.behind(machine.nat);
+        let (realm, no_udp) = (self.net.behind(machine.nat), machine.no_udp);
         if no_udp && (realm == INTERNET || self.net.owner(realm, to.ip()).is_none()) {
             return;
         }
-        let sent = self.net.send(realm, inside, to, self.now.instant, &mut self.rng);
+        let sent = self.net.send(realm, from, to, self.now.instant, &mut self.rng);
         self.log(sent.from, to, &bytes);
         if let Some(after) = sent.after {
             self.schedule(after, Arrival::Datagram { realm: sent.realm, from: sent.from, to, bytes });

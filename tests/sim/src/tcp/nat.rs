@@ -72,9 +72,12 @@ type Key = (SocketAddr, Option<IpAddr>, Option<u16>);
 #[derive(Debug)]
 pub(crate) struct Table {
     public: Ipv4Addr,
-    by_port: BTreeMap<u16, (SocketAddr, Key)>,
+    /// The inside of each outer port.
+    by_port: BTreeMap<u16, SocketAddr>,
     by_key: BTreeMap<Key, u16>,
     sessions: BTreeMap<(u16, SocketAddr), Session>,
+    /// At which port a session is, by its inside and its remote end: it stays there, whoever began it.
+    places: BTreeMap<(SocketAddr, SocketAddr), u16>,
     allotment: Allotment,
 }
 
@@ -89,16 +92,24 @@ struct Session {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
     Opening,
+    /// SYNs have crossed, or a SYN has come in: a RST that answers a SYN fits no window any more.
+    Crossing,
     Open,
     Closed,
 }
 
 impl Session {
+    /// What belongs to no handshake passes. After a RST too, as in netfilter, which only forgets such sessions soon.
+    fn go_on(&mut self, now: Instant) {
+        let over = self.phase == Phase::Closed;
+        self.enter(if over { Phase::Closed } else { Phase::Open }, now);
+    }
+
     fn enter(&mut self, phase: Phase, now: Instant) {
         self.phase = phase;
         self.until = now
             + match phase {
-                Phase::Opening => OPENING,
+                Phase::Opening | Phase::Crossing => OPENING,
                 Phase::Open => OPEN,
                 Phase::Closed => CLOSED,
             };
@@ -112,6 +123,7 @@ impl Table {
             by_port: BTreeMap::new(),
             by_key: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            places: BTreeMap::new(),
             allotment: Allotment::new(public, 1),
         }
     }
@@ -121,6 +133,7 @@ impl Table {
         self.by_port.clear();
         self.by_key.clear();
         self.sessions.clear();
+        self.places.clear();
         self.allotment.skip();
     }
 
@@ -145,14 +158,15 @@ impl Table {
             Mapping::AddressDependent => (inside, Some(to.ip()), None),
             Mapping::AddressAndPortDependent => (inside, Some(to.ip()), Some(to.port())),
         };
-        let known = self.by_key.get(&key).copied();
-        let session = known.and_then(|port| self.sessions.get(&(port, to)).copied());
+        let place = self.places.get(&(inside, to)).copied();
+        let session = place.and_then(|port| self.sessions.get(&(port, to)).copied());
         let over = session.is_none_or(|session| session.phase == Phase::Closed);
+        let opens = matches!(kind, Kind::Syn(_));
+        let known = place.filter(|_| !over || !opens).or(self.by_key.get(&key).copied());
         let port = match (kind, known) {
             // Netfilter takes up a connection in its middle, so that it survives a reboot if its port does.
             (Kind::Syn(_) | Kind::Ack(_) | Kind::Data(..) | Kind::Probe, None) => self.map(does, inside, key),
-            (Kind::Syn(_), Some(old)) if over && does.tcp.per_session => {
-                self.forget(old);
+            (Kind::Syn(_), Some(_)) if session.is_some() && over && does.tcp.per_session => {
                 self.map(does, inside, key)
             }
             (_, Some(port)) => port,
@@ -161,23 +175,25 @@ impl Table {
         let fresh = Session { phase: Phase::Opening, number: None, until: now + OPENING };
         let mut session = session.unwrap_or(fresh);
         match kind {
-            Kind::Syn(number) if session.phase != Phase::Open => {
+            Kind::Syn(_) if session.phase == Phase::Open => {}
+            Kind::Syn(number) => {
                 session.number = Some(*number);
-                session.enter(Phase::Opening, now);
+                let crosses = session.phase == Phase::Crossing;
+                session.enter(if crosses { Phase::Crossing } else { Phase::Opening }, now);
             }
-            Kind::Syn(_) => {}
             Kind::SynAck(number, _) => {
                 if over || does.tcp.windows && session.number.is_some_and(|sent| sent != *number) {
                     return None;
                 }
                 session.number = Some(*number);
             }
-            Kind::Ack(_) | Kind::Data(..) | Kind::Probe => session.enter(Phase::Open, now),
+            Kind::Ack(_) | Kind::Data(..) | Kind::Probe => session.go_on(now),
             Kind::Fin | Kind::Reset(_) if over => return None,
             Kind::Fin | Kind::Reset(_) => session.enter(Phase::Closed, now),
             Kind::Unreachable(_) | Kind::Expired(_) => return None,
         }
         self.sessions.insert((port, to), session);
+        self.places.insert((inside, to), port);
         Some(SocketAddr::new(self.public.into(), port))
     }
 
@@ -191,33 +207,37 @@ impl Table {
         now: Instant,
     ) -> Inward {
         self.sweep(now);
-        let Some((inside, _)) = self.by_port.get(&port).copied() else { return refuse(does, kind) };
+        let Some(inside) = self.by_port.get(&port).copied() else { return refuse(does, kind) };
         let met = self.sessions.range((port, FIRST)..).take_while(|((at, _), _)| *at == port);
         let lets_in = match does.filtering {
             Filtering::EndpointIndependent => true,
             Filtering::AddressDependent => met.into_iter().any(|((_, to), _)| to.ip() == from.ip()),
             Filtering::AddressAndPortDependent => false,
         };
-        let alive = |session: &&mut Session| session.phase != Phase::Closed;
-        let session = self.sessions.get_mut(&(port, from)).filter(alive);
+        let session = self.sessions.get_mut(&(port, from));
+        let over = session.as_ref().is_some_and(|session| session.phase == Phase::Closed);
+        let session = session.filter(|_| !over || !matches!(kind, Kind::Syn(_)));
         match (kind, session) {
             (Kind::Syn(_), _) if does.tcp.never_syn => return refuse(does, kind),
-            (Kind::Syn(_), Some(_)) => {}
+            (Kind::Syn(_), Some(session)) if session.phase == Phase::Open => {}
+            (Kind::Syn(_), Some(session)) => session.enter(Phase::Crossing, now),
             (Kind::Syn(_), None) if lets_in => {
-                let session = Session { phase: Phase::Opening, number: None, until: now + OPENING };
+                let session = Session { phase: Phase::Crossing, number: None, until: now + OPENING };
                 self.sessions.insert((port, from), session);
+                self.places.insert((inside, from), port);
             }
             (Kind::Syn(_), None) => return refuse(does, kind),
             (_, None) => return Inward::Dropped,
             (Kind::SynAck(_, answers), Some(session)) => {
-                if does.tcp.windows && session.number != Some(*answers) {
+                if over || does.tcp.windows && session.number != Some(*answers) {
                     return Inward::Dropped;
                 }
             }
-            (Kind::Ack(_) | Kind::Data(..) | Kind::Probe, Some(session)) => session.enter(Phase::Open, now),
+            (Kind::Ack(_) | Kind::Data(..) | Kind::Probe, Some(session)) => session.go_on(now),
             (Kind::Fin | Kind::Reset(None), Some(session)) => session.enter(Phase::Closed, now),
             (Kind::Reset(Some(answers)), Some(session)) => {
-                if session.number != Some(*answers) {
+                let fits = session.phase == Phase::Opening || !does.tcp.windows;
+                if !fits || session.number != Some(*answers) {
                     return Inward::Dropped;
                 }
                 session.enter(Phase::Closed, now);
@@ -241,15 +261,15 @@ impl Table {
         let by_port = &self.by_port;
         let port = self.allotment.next(does.ports, inside.port(), |port| by_port.contains_key(&port));
         self.by_key.insert(key, port);
-        self.by_port.insert(port, (inside, key));
+        self.by_port.insert(port, inside);
         port
     }
 
     fn forget(&mut self, port: u16) {
-        if let Some((_, key)) = self.by_port.remove(&port) {
-            self.by_key.remove(&key);
-        }
+        self.by_port.remove(&port);
+        self.by_key.retain(|_, at| *at != port);
         self.sessions.retain(|(at, _), _| *at != port);
+        self.places.retain(|_, at| *at != port);
     }
 
     /// Sessions that are over go, and mappings that none uses any more.
@@ -259,6 +279,7 @@ impl Table {
         }
         self.sessions.retain(|_, session| now < session.until);
         let sessions = &self.sessions;
+        self.places.retain(|(_, remote), port| sessions.contains_key(&(*port, *remote)));
         let used = |port: u16| sessions.range((port, FIRST)..).next().is_some_and(|((at, _), _)| *at == port);
         self.by_port.retain(|port, _| used(*port));
         self.by_key.retain(|_, port| used(*port));
