@@ -50,11 +50,12 @@ sim: packages
 
 # What touches the data plane, with one packet a call at the device and the sockets, and with that at the sockets alone.
 BACKENDS := offload udp_offload
+CARRIED := bulk direct_tcp e2e gateways kernel narrow networks servers splice
 test-backends: root packages
 	$(BUILD) cargo test --workspace --locked --no-run
 	@for key in $(BACKENDS); do echo "member.$$key = false"; \
 	    printf '[member]\n%s = false\n' $$key >target/$$key.toml; \
-	    NTCP_LAB_CONFIG=$$PWD/target/$$key.toml $(ROOT) cargo test --locked --no-fail-fast --test e2e --test kernel \
+	    NTCP_LAB_CONFIG=$$PWD/target/$$key.toml $(ROOT) cargo test --locked --no-fail-fast $(CARRIED:%=--test %) \
 	        || exit 1; done
 
 check: packages

@@ -110,16 +110,10 @@ impl Mesh {
         self.product.daemon(&host.ns, &["serve", "--config", &write_config(host, &config)?])
     }
 
-    /// Lets a host join under its own name; more words go to `up`. Unless they name a file
-    /// themselves, members read the one of `NTCP_LAB_CONFIG`: with `member.offload = false` in it every test is one of the
-    /// plain data plane.
+    /// Lets a host join under its own name; more words go to `up`.
     pub fn join(&self, host: &Host, more: &[&str]) -> Result<Daemon> {
         let invite = self.invite()?;
-        let config = std::env::var("NTCP_LAB_CONFIG").ok();
         let mut words = vec!["up", "--join", &invite, "--name", host.ns.name()];
-        if let Some(config) = config.as_ref().filter(|_| !more.contains(&"--config")) {
-            words.extend(["--config", config]);
-        }
         words.extend(more);
         self.product.member(&host.ns, &words)
     }

@@ -1,5 +1,6 @@
 //! The program under test, known by its command line only.
 
+mod config;
 mod mesh;
 
 use std::fs;
@@ -78,9 +79,12 @@ impl Product {
         Ok(daemon)
     }
 
-    /// Starts a member that is to have a working interface when this returns.
+    /// Starts a member that is to have a working interface when this returns. It also reads the file that `NTCP_LAB_CONFIG`
+    /// names: with `member.offload = false` in it, every test is one of the plain data plane.
     pub fn member(&self, on: &Namespace, words: &[&str]) -> Result<Daemon> {
-        let mut daemon = self.daemon(on, words)?;
+        let words = config::with_common(on, words)?;
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut daemon = self.daemon(on, &words)?;
         daemon.wait_address()?;
         Ok(daemon)
     }
