@@ -30,6 +30,7 @@ use ntcp_overlay::base::transmit::Outbox;
 use ntcp_overlay::base::transmit::StreamEvent;
 use ntcp_overlay::base::transmit::StreamOrder;
 use ntcp_overlay::base::transmit::Via;
+use ntcp_overlay::identity::agreement::Agreements;
 use ntcp_overlay::identity::keys::WgSecret;
 use ntcp_overlay::io::doors::Doors;
 use ntcp_overlay::io::doors::Event;
@@ -199,7 +200,8 @@ impl Machine {
         };
         let mut id = [0; 16];
         id[..2].copy_from_slice(&n.to_be_bytes());
-        let keys = PairKeys::new(&own, peer.public(), AttemptId(id), self.side).expect("keys of good order");
+        let keys = PairKeys::new(&mut Agreements::new(own), peer.public(), AttemptId(id), self.side)
+            .expect("keys of good order");
         let own = Behavior::default();
         let plan = Plan {
             own,

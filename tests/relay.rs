@@ -25,6 +25,7 @@ use ntcp_overlay::engine::clock;
 use ntcp_overlay::engine::relay::Handle;
 use ntcp_overlay::engine::relay::RelayConfig;
 use ntcp_overlay::engine::relay::RelayServer;
+use ntcp_overlay::identity::agreement::Agreements;
 use ntcp_overlay::identity::certificate::Certificate;
 use ntcp_overlay::identity::certificate::Roles;
 use ntcp_overlay::identity::certificate::Serial;
@@ -417,7 +418,7 @@ fn side(offer: &RelayOffer, relay: &Running, number: u8) -> Side {
         key: [0; 32],
         der: Vec::new(),
     };
-    Side::new(offer, &wg(number), &certificate, clock::now(), clock::seed()).unwrap()
+    Side::new(offer, &mut Agreements::new(wg(number)), &certificate, clock::now(), clock::seed()).unwrap()
 }
 
 /// Sockets of a member, in the namespace where this is called.

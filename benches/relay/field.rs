@@ -25,6 +25,7 @@ use ntcp_overlay::engine::clock;
 use ntcp_overlay::engine::relay::Handle;
 use ntcp_overlay::engine::relay::RelayConfig;
 use ntcp_overlay::engine::relay::RelayServer;
+use ntcp_overlay::identity::agreement::Agreements;
 use ntcp_overlay::identity::certificate::Certificate;
 use ntcp_overlay::identity::certificate::Roles;
 use ntcp_overlay::identity::certificate::Serial;
@@ -291,7 +292,7 @@ impl Running {
             key: [0; 32],
             der: Vec::new(),
         };
-        Ok(Side::new(&offer, &member, &certificate, clock::now(), clock::seed())?)
+        Ok(Side::new(&offer, &mut Agreements::new(member), &certificate, clock::now(), clock::seed())?)
     }
 }
 

@@ -88,14 +88,22 @@ impl WgSecret {
         label: &[u8],
         contexts: [&[u8]; N],
     ) -> Option<[[u8; 32]; N]> {
-        let shared = self.shared_with(peer)?;
-        let prk = ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, label).extract(&shared);
-        let mut keys = [[0; 32]; N];
-        for (key, context) in keys.iter_mut().zip(contexts) {
-            prk.expand(&[context], ring::hkdf::HKDF_SHA256).and_then(|okm| okm.fill(key)).ok()?;
-        }
-        Some(keys)
+        expand(&self.shared_with(peer)?, label, contexts)
     }
+}
+
+/// HKDF-SHA256: one key per context.
+pub(super) fn expand<const N: usize>(
+    shared: &[u8; 32],
+    label: &[u8],
+    contexts: [&[u8]; N],
+) -> Option<[[u8; 32]; N]> {
+    let prk = ring::hkdf::Salt::new(ring::hkdf::HKDF_SHA256, label).extract(shared);
+    let mut keys = [[0; 32]; N];
+    for (key, context) in keys.iter_mut().zip(contexts) {
+        prk.expand(&[context], ring::hkdf::HKDF_SHA256).and_then(|okm| okm.fill(key)).ok()?;
+    }
+    Some(keys)
 }
 
 impl fmt::Debug for WgSecret {

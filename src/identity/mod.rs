@@ -8,6 +8,7 @@
 //! This module is deterministic except for making keys, which asks the system's generator through `ring`: keys must not
 //! depend on a seed.
 
+pub mod agreement;
 pub mod authority;
 pub mod certificate;
 mod claims;

@@ -47,6 +47,7 @@ use crate::base::rng::Rng;
 use crate::base::rng::Seed;
 use crate::base::time::Now;
 use crate::base::transmit::StreamOrder;
+use crate::identity::agreement::Agreements;
 use crate::identity::certificate::Certificate;
 use crate::identity::certificate::TrustAnchor;
 use crate::identity::keys::WgPublic;
@@ -174,6 +175,7 @@ pub struct Node {
     me: Me,
     config: Config,
     rng: Rng,
+    wg: Agreements,
     keys: Keys,
     gate: SourceGate,
     peers: Peers,
@@ -221,10 +223,12 @@ impl Node {
     /// A member that knows nobody yet. `revocations` is the newest list that was stored.
     #[must_use]
     pub fn new(me: Me, config: Config, revocations: RevocationList, seed: Seed, now: Now) -> Self {
+        let wg = Agreements::new(me.wg.clone());
         let keys = Keys::new(&me.wg);
         let local =
             plan::Local { overlay: config.overlay.clone(), udp: config.udp, ..plan::Local::default() };
         let mut node = Self {
+            wg,
             keys,
             gate: SourceGate::new(now.instant),
             peers: Peers::default(),
@@ -429,7 +433,7 @@ impl Node {
             certificate: known.certificate.clone(),
             path: Path::new(
                 subject.wg,
-                self.me.wg.public(),
+                self.me.certificate.subject.wg,
                 self.transport_to(&subject.uri.name),
                 now.instant,
             ),
@@ -472,7 +476,7 @@ impl Node {
             now: self.broker_clock.map_or(now, |clock| clock.judged(now)),
             outbox: &mut out.outbox,
             rng: &mut self.rng,
-            wg: &self.me.wg,
+            wg: &mut self.wg,
             local: &self.local,
             next_stream: &mut self.next_stream,
             turn: &mut self.turn,

@@ -32,7 +32,7 @@ impl Node {
             network: self.me.anchor.network.clone(),
             name: self.me.certificate.subject.uri.name.clone(),
             addrs: self.me.addrs,
-            wg: self.me.wg.public(),
+            wg: self.me.certificate.subject.wg,
             certificate_until: self.me.certificate.not_after,
             candidates: self.candidates(),
             profile: self.profile,

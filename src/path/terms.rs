@@ -7,8 +7,8 @@ use crate::base::rng::Rng;
 use crate::base::time::Now;
 use crate::base::transmit::Outbox;
 use crate::base::transmit::Via;
+use crate::identity::agreement::Agreements;
 use crate::identity::certificate::Certificate;
-use crate::identity::keys::WgSecret;
 use crate::identity::names::MemberName;
 use crate::nat::behavior::Profile;
 use crate::nat::candidate::Candidate;
@@ -30,7 +30,7 @@ pub struct Ctx<'a> {
     /// Chance.
     pub rng: &'a mut Rng,
     /// Our own key.
-    pub wg: &'a WgSecret,
+    pub wg: &'a mut Agreements,
     /// Our own end.
     pub local: &'a plan::Local,
     /// Number of the next stream, port or socket.

@@ -175,6 +175,7 @@ mod tests {
     use crate::base::id::AttemptId;
     use crate::base::id::SocketId;
     use crate::base::rng::Seed;
+    use crate::identity::agreement::Agreements;
     use crate::identity::keys::WgSecret;
     use crate::punch::keys::Side;
 
@@ -243,7 +244,7 @@ mod tests {
 
     fn keys() -> PairKeys {
         let (a, b) = (WgSecret::new([1; 32]), WgSecret::new([2; 32]));
-        PairKeys::new(&a, b.public(), AttemptId([7; 16]), Side::Asking).unwrap()
+        PairKeys::new(&mut Agreements::new(a), b.public(), AttemptId([7; 16]), Side::Asking).unwrap()
     }
 
     #[expect(clippy::disallowed_methods, reason = "a test needs some origin to count from")]

@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 
 use crate::base::id::AttemptId;
 use crate::base::rng::Rng;
+use crate::identity::agreement::Agreements;
 use crate::identity::keys::WgPublic;
-use crate::identity::keys::WgSecret;
 use crate::wire::stun;
 
 /// What every check says that we can do.
@@ -112,13 +112,12 @@ impl std::fmt::Debug for PairKeys {
 }
 
 impl PairKeys {
-    /// The keys of `attempt` between the holder of `secret`, on `side`, and `peer`. `None` if the peer's key is of low
-    /// order.
+    /// The keys of `attempt` between the holder of `wg`, on `side`, and `peer`. `None` if the peer's key is of low order.
     #[must_use]
-    pub fn new(secret: &WgSecret, peer: WgPublic, attempt: AttemptId, side: Side) -> Option<Self> {
+    pub fn new(wg: &mut Agreements, peer: WgPublic, attempt: AttemptId, side: Side) -> Option<Self> {
         let context = |sender: Side| [&attempt.0[..], &[sender.number()]].concat();
         let contexts = [&context(side)[..], &context(side.other())];
-        let [send, receive] = secret.derive_all(peer, b"ntcp connectivity check", contexts)?;
+        let [send, receive] = wg.derive_all(peer, b"ntcp connectivity check", contexts)?;
         Some(Self { attempt, side, send, receive })
     }
 
@@ -206,6 +205,7 @@ pub fn attempt_of(message: &stun::Message) -> Option<AttemptId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::keys::WgSecret;
 
     const FROM: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 9)), 99);
     const T: stun::TransactionId = stun::TransactionId([3; 12]);
@@ -217,8 +217,8 @@ mod tests {
         assert_eq!(judge(&b, &request), Some(Check::Request(T)));
         assert_eq!(judge(&a, &b.success(T, FROM)), Some(Check::Success(T, FROM)));
         assert_eq!(judge(&a, &request), None, "its own check, reflected");
-        let other =
-            PairKeys::new(&WgSecret::new([9; 32]), WgSecret::new([2; 32]).public(), a.attempt, Side::Asking);
+        let mut stranger = Agreements::new(WgSecret::new([9; 32]));
+        let other = PairKeys::new(&mut stranger, WgSecret::new([2; 32]).public(), a.attempt, Side::Asking);
         assert_eq!(judge(&b, &other.unwrap().request(T, 0)), None);
     }
 
@@ -280,10 +280,9 @@ mod tests {
 
     fn pair() -> (PairKeys, PairKeys) {
         let (a, b) = (WgSecret::new([1; 32]), WgSecret::new([2; 32]));
-        let id = AttemptId([7; 16]);
-        (
-            PairKeys::new(&a, b.public(), id, Side::Asking).unwrap(),
-            PairKeys::new(&b, a.public(), id, Side::Asked).unwrap(),
-        )
+        let keys = |own: &WgSecret, peer: &WgSecret, side| {
+            PairKeys::new(&mut Agreements::new(own.clone()), peer.public(), AttemptId([7; 16]), side).unwrap()
+        };
+        (keys(&a, &b, Side::Asking), keys(&b, &a, Side::Asked))
     }
 }

@@ -21,8 +21,8 @@ use crate::base::schedule::Timers;
 use crate::base::time::Now;
 use crate::base::transmit::Outbox;
 use crate::base::transmit::Via;
+use crate::identity::agreement::Agreements;
 use crate::identity::certificate::Certificate;
-use crate::identity::keys::WgSecret;
 use crate::nat::candidate::Transport;
 use crate::wire::broker::RelayOffer;
 use crate::wire::relay::Channel;
@@ -203,7 +203,7 @@ impl Side {
     /// [`Lost::NoEndpoint`] and [`Lost::BadKey`], when there is nothing to begin with.
     pub fn new(
         offer: &RelayOffer,
-        wg: &WgSecret,
+        wg: &mut Agreements,
         relay: &Certificate,
         now: Now,
         seed: Seed,

@@ -16,6 +16,7 @@ use crate::base::time::Now;
 use crate::base::time::UnixTime;
 use crate::base::transmit::Outbox;
 use crate::base::transmit::Via;
+use crate::identity::agreement::Agreements;
 use crate::identity::keys::WgSecret;
 use crate::nat::candidate::Transport;
 use crate::relay::client::Bound;
@@ -293,7 +294,7 @@ fn who_closes_a_side_hears_nothing_of_it_any_more() {
 #[test]
 fn an_offer_without_a_usable_endpoint_or_key_is_refused_at_once() {
     let (t, now) = (token(1, 0, &member(), now()), now());
-    let make = |endpoints, cert| Side::new(&offer(&t, endpoints), &member(), cert, now, Seed([0; 32])).err();
+    let make = |endpoints, cert| Side::new(&offer(&t, endpoints), &mut wg(), cert, now, Seed([0; 32])).err();
     let good = certificate(&relay_secret());
     assert_eq!(make(&[], &good), Some(Lost::NoEndpoint));
     assert_eq!(make(&[(Transport::Udp, "192.0.2.1:0")], &good), Some(Lost::NoEndpoint));
@@ -348,6 +349,10 @@ fn ms(n: u64) -> Duration {
 
 fn udp() -> Via {
     Via::Udp(SocketId::V4)
+}
+
+fn wg() -> Agreements {
+    Agreements::new(member())
 }
 
 fn member() -> WgSecret {
@@ -409,7 +414,7 @@ impl Net {
         let now = now();
         let t = token(1, 0, &member(), now);
         let side =
-            Side::new(&offer(&t, endpoints), &member(), &certificate(&relay_secret()), now, Seed([6; 32]))
+            Side::new(&offer(&t, endpoints), &mut wg(), &certificate(&relay_secret()), now, Seed([6; 32]))
                 .unwrap();
         Self {
             relay: fresh_relay(now),
@@ -577,7 +582,8 @@ impl Net {
         let offer = offer(&t, UDP_ONLY);
         let skewed = Now { unix, ..self.now };
         let seed = Seed([u8::try_from(self.next % 251).unwrap(); 32]);
-        let mut side = Side::new(&offer, &peer, &certificate(&relay_secret()), skewed, seed).unwrap();
+        let mut peer = Agreements::new(peer);
+        let mut side = Side::new(&offer, &mut peer, &certificate(&relay_secret()), skewed, seed).unwrap();
         let (via, _, bytes) = side.poll_transmit().unwrap();
         let mut out = Outbox::default();
         self.relay.handle_message(via, addr(PEER), Ecn::NotCapable, &bytes, self.now, &mut out);

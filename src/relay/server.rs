@@ -21,6 +21,7 @@ use crate::base::time::Now;
 use crate::base::time::UnixTime;
 use crate::base::transmit::Outbox;
 use crate::base::transmit::Via;
+use crate::identity::agreement::Agreements;
 use crate::identity::keys::WgPublic;
 use crate::identity::keys::WgSecret;
 use crate::identity::keys::verify_signature;
@@ -190,7 +191,7 @@ impl Stats {
 
 /// A relay.
 pub struct Relay {
-    secret: WgSecret,
+    wg: Agreements,
     public: WgPublic,
     brokers: BTreeSet<[u8; 32]>,
     table: Table,
@@ -232,7 +233,7 @@ impl Relay {
     pub fn new(config: Config, secret: WgSecret, seed: Seed, now: Now) -> Self {
         Self {
             public: secret.public(),
-            secret,
+            wg: Agreements::new(secret),
             brokers: BTreeSet::new(),
             table: Table::new(config),
             splices: Splices::new(),
@@ -563,7 +564,7 @@ impl Relay {
         let signs = |broker: &&[u8; 32]| verify_signature(broker, &signed.signed_part, &signed.signature);
         let broker = *self.brokers.iter().find(signs).ok_or(Reject::Forged)?;
         let member = signed.token.member;
-        let key = self.secret.derive(member, KEY_LABEL, &signed.token.session.0).ok_or(Reject::Forged)?;
+        let key = self.wg.derive(member, KEY_LABEL, &signed.token.session.0).ok_or(Reject::Forged)?;
         Ok(Pass { token: token.into(), broker, member, key: Zeroizing::new(key) })
     }
 

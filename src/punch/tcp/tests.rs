@@ -7,6 +7,7 @@ use crate::base::id::AttemptId;
 use crate::base::id::RegistrationId;
 use crate::base::rng::Rng;
 use crate::base::rng::Seed;
+use crate::identity::agreement::Agreements;
 use crate::identity::keys::WgSecret;
 use crate::nat::behavior::Mapping;
 use crate::nat::behavior::PortAssignment;
@@ -240,7 +241,7 @@ impl Story {
         #[expect(clippy::disallowed_methods, reason = "a test needs some origin to count from")]
         let now = Instant::now();
         let (a, b) = (WgSecret::new([1; 32]), WgSecret::new([2; 32]));
-        let keys = PairKeys::new(&a, b.public(), AttemptId([7; 16]), side).unwrap();
+        let keys = PairKeys::new(&mut Agreements::new(a), b.public(), AttemptId([7; 16]), side).unwrap();
         let observer = Observer { at: BROKER, registration: RegistrationId(9), key: KEY };
         let plan = Plan {
             own: INDEPENDENT,
