@@ -89,11 +89,10 @@ use crate::tunnel::gate::SourceGate;
 use crate::tunnel::session::Keys;
 use crate::tunnel::session::Session;
 use crate::tunnel::session::SessionIndex;
+use crate::tunnel::session::TICK;
 use crate::wire::broker::Register;
 use crate::wire::broker::ToBroker;
 
-/// How often sessions are asked whether something is due: boringtun's own timers are in whole seconds.
-const TICK: Duration = Duration::from_millis(250);
 /// How often certificates are looked at again.
 const AUDIT: Duration = Duration::from_secs(30);
 
@@ -175,8 +174,8 @@ pub struct Node {
     me: Me,
     config: Config,
     rng: Rng,
-    wg: Agreements,
     keys: Keys,
+    wg: Agreements,
     gate: SourceGate,
     peers: Peers,
     directory: Directory,
@@ -223,13 +222,13 @@ impl Node {
     /// A member that knows nobody yet. `revocations` is the newest list that was stored.
     #[must_use]
     pub fn new(me: Me, config: Config, revocations: RevocationList, seed: Seed, now: Now) -> Self {
-        let wg = Agreements::new(me.wg.clone());
         let keys = Keys::new(&me.wg);
+        let wg = Agreements::new(me.wg.clone());
         let local =
             plan::Local { overlay: config.overlay.clone(), udp: config.udp, ..plan::Local::default() };
         let mut node = Self {
-            wg,
             keys,
+            wg,
             gate: SourceGate::new(now.instant),
             peers: Peers::default(),
             directory: Directory::default(),
@@ -329,16 +328,17 @@ impl Node {
 
     /// Time passed.
     pub fn handle_timeout(&mut self, now: Now, out: &mut Output) {
-        if self.second <= now.instant {
+        let second = self.second <= now.instant;
+        if second {
             self.second = now.instant + Duration::from_secs(1);
             self.keys.every_second();
             self.unknown.retain(|_, (since, _)| now.instant < *since + Duration::from_secs(3));
             self.expire_pings(now, out);
             self.announce_served(out);
         }
-        if self.tick <= now.instant {
-            self.tick = now.instant + TICK;
-            self.tick_sessions(now, out);
+        if second || self.tick <= now.instant {
+            let busy = self.tick_sessions(second, now, out);
+            self.tick = if busy { now.instant + TICK } else { self.second };
         }
         if self.audit <= now.instant {
             self.audit = now.instant + AUDIT;
@@ -350,22 +350,16 @@ impl Node {
         if self.observers.handle_timeout(now.instant, &mut out.outbox, &mut self.rng) {
             self.announce_candidates(out);
         }
-        for id in self.peers.ids() {
-            let due = self.peers.get(id).and_then(Peer::deadline).is_some_and(|at| at <= now.instant);
-            if due {
-                self.with_path(id, now, out, Path::handle_timeout);
-            }
-            // What waits may leave because time passed alone; everything else follows from an event or a deadline.
-            if due || self.peers.get(id).is_some_and(Peer::has_kept) {
-                self.pump(id, now, out);
-            }
+        for id in self.peers.due(now.instant) {
+            self.with_path(id, now, out, Path::handle_timeout);
+            self.pump(id, now, out);
         }
     }
 
     /// When to call [`Self::handle_timeout`], and what for (for the log).
     #[must_use]
-    pub fn poll_timeout(&self) -> (Instant, &'static str) {
-        let paths = self.peers.iter().filter_map(|(_, peer)| peer.deadline()).min().map(|at| (at, "path"));
+    pub fn poll_timeout(&mut self) -> (Instant, &'static str) {
+        let paths = self.peers.next_deadline().map(|at| (at, "path"));
         let registrations =
             self.registrations.iter().map(Registration::poll_timeout).min().map(|at| (at, "registration"));
         let own = [(self.tick, "tick"), (self.second, "second"), (self.audit, "audit")];
@@ -576,13 +570,6 @@ impl Node {
 }
 
 impl Peer {
-    fn deadline(&self) -> Option<Instant> {
-        match &self.kind {
-            Kind::Mesh(mesh) => mesh.path.poll_timeout(),
-            Kind::Stock { .. } => None,
-        }
-    }
-
     /// Ends everything that the peer has open.
     fn close(&mut self, now: Instant, out: &mut Output) {
         if let Some(path) = self.path_mut() {

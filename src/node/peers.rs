@@ -1,6 +1,7 @@
 //! The peers that a node has a session with or wants one, and the indexes by which they are found.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -62,6 +63,9 @@ pub struct Peer {
     waiting: VecDeque<(Instant, Vec<u8>)>,
     initiated: Option<Instant>,
     attempts: VecDeque<AttemptId>,
+    /// Its place among the deadlines, and whether that may be out of date.
+    due: Option<Instant>,
+    touched: bool,
 }
 
 /// How a peer is reached.
@@ -105,6 +109,8 @@ impl Peer {
             waiting: VecDeque::new(),
             initiated: None,
             attempts: VecDeque::new(),
+            due: None,
+            touched: false,
         }
     }
 
@@ -165,9 +171,22 @@ impl Peer {
     pub fn has_kept(&self) -> bool {
         !self.waiting.is_empty()
     }
+
+    /// When time alone changes something: its path's deadline, or the end of the wait for a session that was to come up.
+    fn deadline(&self) -> Option<Instant> {
+        let path = match &self.kind {
+            Kind::Mesh(mesh) => mesh.path.poll_timeout(),
+            Kind::Stock { .. } => None,
+        };
+        let ready = self.initiated.filter(|_| self.has_kept() && self.leg().is_some());
+        path.into_iter().chain(ready.map(|at| at + ANSWERED_WITHIN)).min()
+    }
 }
 
 /// All peers; one owner of every index, so that they cannot disagree.
+///
+/// A deadline is worked out again only for those that something happened to, so an event costs the same among a thousand
+/// peers as among two.
 #[derive(Debug, Default)]
 pub struct Peers {
     next: u32,
@@ -175,6 +194,8 @@ pub struct Peers {
     by_key: BTreeMap<WgPublic, PeerId>,
     by_index: BTreeMap<SessionIndex, PeerId>,
     by_attempt: BTreeMap<AttemptId, PeerId>,
+    deadlines: BTreeSet<(Instant, PeerId)>,
+    touched: Vec<PeerId>,
 }
 
 impl Peers {
@@ -188,6 +209,7 @@ impl Peers {
         self.by_key.insert(peer.wg, id);
         self.by_index.insert(peer.index, id);
         self.peers.insert(id, peer);
+        let _ = self.get_mut(id);
         id
     }
 
@@ -196,6 +218,9 @@ impl Peers {
         let peer = self.peers.remove(&id)?;
         self.by_key.remove(&peer.wg);
         self.by_index.remove(&peer.index);
+        if let Some(due) = peer.due {
+            self.deadlines.remove(&(due, id));
+        }
         for attempt in &peer.attempts {
             self.by_attempt.remove(attempt);
         }
@@ -220,9 +245,47 @@ impl Peers {
         self.peers.get(&id)
     }
 
-    /// A peer by number.
+    /// A peer by number, of which anything may change.
     pub fn get_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
-        self.peers.get_mut(&id)
+        let peer = self.peers.get_mut(&id)?;
+        if !peer.touched {
+            peer.touched = true;
+            self.touched.push(id);
+        }
+        Some(peer)
+    }
+
+    /// The earliest deadline of them all.
+    pub fn next_deadline(&mut self) -> Option<Instant> {
+        self.refresh();
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// Those whose deadline has come.
+    #[must_use]
+    pub fn due(&mut self, now: Instant) -> Vec<PeerId> {
+        self.refresh();
+        self.deadlines.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect()
+    }
+
+    fn refresh(&mut self) {
+        for id in self.touched.drain(..) {
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
+            peer.touched = false;
+            let due = peer.deadline();
+            if due == peer.due {
+                continue;
+            }
+            self.deadlines.extend(due.map(|at| (at, id)));
+            if let Some(old) = std::mem::replace(&mut peer.due, due) {
+                self.deadlines.remove(&(old, id));
+            }
+        }
+    }
+
+    /// The sessions of all, whose own timers no deadline here depends on.
+    pub fn sessions_mut(&mut self) -> impl Iterator<Item = (PeerId, &mut Session)> {
+        self.peers.iter_mut().map(|(id, peer)| (*id, &mut peer.session))
     }
 
     /// By WireGuard key.
@@ -264,10 +327,5 @@ impl Peers {
     /// All peers.
     pub fn iter(&self) -> impl Iterator<Item = (PeerId, &Peer)> {
         self.peers.iter().map(|(id, peer)| (*id, peer))
-    }
-
-    /// All peers.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (PeerId, &mut Peer)> {
-        self.peers.iter_mut().map(|(id, peer)| (*id, peer))
     }
 }

@@ -297,9 +297,9 @@ impl Node {
         for registration in &mut self.registrations {
             registration.handle_timeout(now, &mut out.outbox, &mut self.rng);
         }
-        let works: Vec<Option<bool>> = self.registrations.iter().map(Registration::works).collect();
-        let answered = works.contains(&Some(true));
-        self.local.udp_blocked = !answered && !works.is_empty() && works.iter().all(|w| *w == Some(false));
+        let works = || self.registrations.iter().map(Registration::works);
+        let answered = works().any(|works| works == Some(true));
+        self.local.udp_blocked = works().len() > 0 && works().all(|works| works == Some(false));
         self.profile.udp.passes = match (answered, self.local.udp_blocked) {
             (true, _) => Some(true),
             (false, true) => Some(false),

@@ -13,27 +13,31 @@ use crate::node::peers::PeerId;
 use crate::tunnel::session::HANDSHAKE_LEN;
 use crate::tunnel::session::Tick;
 
-/// Peers that are kept although nothing was exchanged with them lately; each costs some KiB and a look four times a second.
+/// Peers that are kept although nothing was exchanged with them lately; each costs some KiB and a look each second.
 const MAX_IDLE_PEERS: usize = 128;
 
 impl Node {
-    pub(super) fn tick_sessions(&mut self, now: Now, out: &mut Output) {
+    /// Lets time pass in the sessions that have something under way, or in `all`. Whether there are such.
+    pub(super) fn tick_sessions(&mut self, all: bool, now: Now, out: &mut Output) -> bool {
         let mut buffer = [0; HANDSHAKE_LEN];
-        for id in self.peers.ids() {
-            let Some(peer) = self.peers.get_mut(id) else { continue };
-            match peer.session.tick(&mut buffer) {
-                Tick::Send(n) => {
-                    let leg = peer.leg();
-                    if let (Some(leg), Some(message)) = (leg, buffer.get(..n)) {
-                        leg.push(&mut out.outbox, message);
-                        if let Some(path) = peer.path_mut() {
-                            path.handle_sent(leg, now.instant);
-                        }
-                    }
-                }
+        let mut said: Vec<(PeerId, Vec<u8>)> = Vec::new();
+        let mut busy = false;
+        for (id, session) in self.peers.sessions_mut().filter(|(_, session)| all || !session.is_resting()) {
+            match session.tick(&mut buffer) {
+                Tick::Send(n) => said.extend(buffer.get(..n).map(|message| (id, message.to_vec()))),
                 Tick::Quiet | Tick::Expired => {}
             }
+            busy |= !session.is_resting();
         }
+        for (id, message) in said {
+            let Some(peer) = self.peers.get_mut(id) else { continue };
+            let Some(leg) = peer.leg() else { continue };
+            leg.push(&mut out.outbox, &message);
+            if let Some(path) = peer.path_mut() {
+                path.handle_sent(leg, now.instant);
+            }
+        }
+        busy
     }
 
     /// Certificates end and are taken back while sessions run.

@@ -25,6 +25,12 @@ pub const PADDING: usize = 16;
 /// counted twice: when its sender is identified and when its session looks at it.
 const HANDSHAKES_PER_SECOND: u64 = 400;
 
+/// How often a session with something under way wants [`Session::tick`]: its timers are in whole seconds.
+pub const TICK: Duration = Duration::from_millis(250);
+/// Ticks after the last message that a session counts as having something under way, 16 s: what a message may ask for later
+/// is due 15 s after it at most (WireGuard 6.5: KEEPALIVE-TIMEOUT + REKEY-TIMEOUT). What else there is runs for minutes.
+const RESTS_AFTER: u8 = 64;
+
 /// Our own half of every handshake, and the limiter that all sessions share.
 pub struct Keys {
     secret: x25519::StaticSecret,
@@ -164,6 +170,8 @@ pub fn padding(len: usize, mtu: usize) -> usize {
 pub struct Session {
     tunn: Tunn,
     established: bool,
+    /// Ticks since the last message, up to [`RESTS_AFTER`].
+    quiet: u8,
     /// The longest packet that may wait inside for the handshake.
     longest_waiting: usize,
 }
@@ -187,7 +195,7 @@ impl Session {
         let limiter = Arc::clone(&keys.limiter);
         let peer = x25519::PublicKey::from(peer.0);
         let tunn = Tunn::new(keys.secret.clone(), peer, preshared, keepalive, index.0, Some(limiter));
-        Self { tunn, established: false, longest_waiting: 0 }
+        Self { tunn, established: false, quiet: 0, longest_waiting: 0 }
     }
 
     /// Seals `packet` into `dst`, which needs [`OVERHEAD`] bytes more, and [`HANDSHAKE_LEN`] at least.
@@ -195,6 +203,7 @@ impl Session {
         if dst.len() < (packet.len() + OVERHEAD).max(HANDSHAKE_LEN) {
             return Sealed::Failed;
         }
+        self.quiet = 0;
         let sealed = match self.tunn.encapsulate(packet, dst) {
             TunnResult::WriteToNetwork(message) if message.first() == Some(&4) => {
                 return Sealed::Data(message.len());
@@ -224,6 +233,9 @@ impl Session {
             TunnResult::Done => Opened::Nothing,
             TunnResult::Err(_) => Opened::Rejected,
         };
+        if opened != Opened::Rejected {
+            self.quiet = 0;
+        }
         match opened {
             Opened::Packet(_) => self.established = true,
             // A keep-alive proves the session; a cookie (type 3), which also opens into nothing, does not.
@@ -258,22 +270,33 @@ impl Session {
         if dst.len() < HANDSHAKE_LEN {
             return None;
         }
+        self.quiet = 0;
         match self.tunn.format_handshake_initiation(dst, force) {
             TunnResult::WriteToNetwork(message) => Some(message.len()),
             _ => None,
         }
     }
 
-    /// Lets time pass; to be called a few times a second. `dst` needs [`HANDSHAKE_LEN`] bytes.
+    /// Lets time pass; to be called each [`TICK`], or once a second while it rests. `dst` needs [`HANDSHAKE_LEN`] bytes.
     pub fn tick(&mut self, dst: &mut [u8]) -> Tick {
+        self.quiet = (self.quiet + 1).min(RESTS_AFTER);
         match self.tunn.update_timers(dst) {
-            TunnResult::WriteToNetwork(message) => Tick::Send(message.len()),
+            TunnResult::WriteToNetwork(message) => {
+                self.quiet = 0;
+                Tick::Send(message.len())
+            }
             TunnResult::Err(boringtun::noise::errors::WireGuardError::ConnectionExpired) => {
                 self.established = false;
                 Tick::Expired
             }
             _ => Tick::Quiet,
         }
+    }
+
+    /// Nothing is under way: no message for so long that none of its timers is near.
+    #[must_use]
+    pub fn is_resting(&self) -> bool {
+        self.quiet == RESTS_AFTER
     }
 
     /// Whether both sides have proved that they hold the session's keys.

@@ -253,13 +253,13 @@ impl Machine {
         self.spun.1
     }
 
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        let due = self.node.as_ref().map(|node| node.poll_timeout().0)?;
+    pub(crate) fn deadline(&mut self) -> Option<Instant> {
+        let due = self.node.as_mut().map(|node| node.poll_timeout().0)?;
         Some(self.host.deadline().map_or(due, |host| due.min(host)))
     }
 
-    pub(crate) fn why_awake(&self) -> Option<(Instant, &'static str)> {
-        self.node.as_ref().map(Node::poll_timeout)
+    pub(crate) fn why_awake(&mut self) -> Option<(Instant, &'static str)> {
+        self.node.as_mut().map(Node::poll_timeout)
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Now) {

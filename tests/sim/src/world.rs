@@ -301,7 +301,10 @@ impl World {
             let machine = &mut self.machines[who.0];
             machine.alarm = None;
             let spins = machine.wakes(to);
-            assert!(spins < MAX_SPINS, "{} spins: {:?}", machine.name, machine.why_awake());
+            if spins >= MAX_SPINS {
+                let why = machine.why_awake();
+                panic!("{} spins: {why:?}", machine.name);
+            }
             self.trace.event(to - self.start, who.0, 1);
             machine.handle_timeout(self.now);
             self.collect(who);
