@@ -308,6 +308,13 @@ fn peer_details(peer: &Peer) -> Vec<String> {
         };
         notes.push(format!("why: {}{next}", clean(why)));
     }
+    if let Some(choice) = &peer.choice {
+        let method = |method: &String| format!(" (by {})", clean(method));
+        let tcp = peer.beside_endpoint.map(|endpoint| {
+            format!("; tcp {endpoint}{}", peer.beside_method.as_ref().map(method).unwrap_or_default())
+        });
+        notes.push(format!("choice: {}{}", clean(choice), tcp.unwrap_or_default()));
+    }
     if !peer.groups.is_empty() {
         notes.push(format!("groups: {}", peer.groups.join(",")));
     }
@@ -325,7 +332,8 @@ fn paint(peer: &Peer) -> Paint {
 }
 
 fn state_or_path(peer: &Peer, now: UnixTime) -> String {
-    if peer.path.kind == Kind::None { state_text(peer, now) } else { path_text(&peer.path) }
+    let beside = if peer.beside_endpoint.is_some() { " + tcp" } else { "" };
+    if peer.path.kind == Kind::None { state_text(peer, now) } else { path_text(&peer.path) + beside }
 }
 
 fn state_text(peer: &Peer, now: UnixTime) -> String {

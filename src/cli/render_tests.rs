@@ -28,6 +28,9 @@ fn peer(name: &str, last_byte: u8, state: State, path: Path) -> Peer {
         last_handshake_s: None,
         last_seen: None,
         why: None,
+        choice: None,
+        beside_endpoint: None,
+        beside_method: None,
         next_try_s: None,
     }
 }
@@ -114,6 +117,10 @@ pi              10.77.0.5  offline 3h            -        -     0 B      0 B    
 fn verbose_status_says_why_and_what_next() {
     let mut member = member();
     member.peers.truncate(2);
+    member.unknown_peers = vec!["nsa".to_owned()];
+    member.peers[0].choice = Some("UDP lost 1.1 % in 10 s: TCP traffic rides TCP".to_owned());
+    member.peers[0].beside_endpoint = "203.0.113.5:4243".parse().ok();
+    member.peers[0].beside_method = Some("p2pnat".to_owned());
     member.nat.udp.mapping = Some("address-and-port-dependent".to_owned());
     member.nat.udp.ports = Some("random".to_owned());
     member.nat.tcp.passes = Some(false);
@@ -129,14 +136,16 @@ certificate: good for 5d
 reachable at: udp 198.51.100.7:4242 (mapped)
 nat for udp: mapping address-and-port-dependent, ports random
 nat for tcp: blocked
+[[peer]] nsa: no member of this name was ever heard of
 dropped: 1 malformed, 2 with a false source
 
-NAME            ADDRESS    PATH                  RTT      LOSS  RX       TX       LAST
-nas             10.77.0.2  udp 203.0.113.5:4242  12.3 ms  0%    5.0 GiB  1.5 KiB  1m
+NAME            ADDRESS    PATH                        RTT      LOSS  RX       TX       LAST
+nas             10.77.0.2  udp 203.0.113.5:4242 + tcp  12.3 ms  0%    5.0 GiB  1.5 KiB  1m
   also fd00::a4d:2
+  choice: UDP lost 1.1 % in 10 s: TCP traffic rides TCP; tcp 203.0.113.5:4243 (by p2pnat)
   groups: home
   key: HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw=
-office-desktop  10.77.0.3  relay hub(udp)        105 ms   25%   100 B    1023 B   3s
+office-desktop  10.77.0.3  relay hub(udp)              105 ms   25%   100 B    1023 B   3s
   why: udp: both NATs map per destination; next try in 1m
   key: HIgo9xNzJMWLKASShiTqIybxZ0U3wGLiUeJ1PKf8ykw=
 "

@@ -312,6 +312,15 @@ pub struct Peer {
     pub last_seen: Option<u64>,
     /// Why the path is not direct.
     pub why: Option<String>,
+    /// Why UDP or TCP carries, where the path is direct.
+    #[serde(default)]
+    pub choice: Option<String>,
+    /// The far end of a direct TCP connection that TCP traffic rides beside a path over UDP.
+    #[serde(default)]
+    pub beside_endpoint: Option<SocketAddr>,
+    /// How that came to be, as `method`.
+    #[serde(default)]
+    pub beside_method: Option<String>,
     /// Seconds until the next try for a better path.
     pub next_try_s: Option<u64>,
 }
@@ -579,6 +588,9 @@ impl From<PeerStatus> for Peer {
             // The epoch: never, as far as the broker knows.
             last_seen: peer.last_seen.map(|time| time.secs()).filter(|secs| *secs > 0),
             why: peer.why,
+            choice: peer.choice,
+            beside_endpoint: peer.beside.map(|(endpoint, _)| endpoint),
+            beside_method: peer.beside.map(|(_, method)| method.name().to_owned()),
             next_try_s: peer.next_try.map(|wait| wait.as_secs()),
         }
     }
@@ -744,6 +756,7 @@ mod tests {
     use crate::identity::keys::WgPublic;
     use crate::nat::behavior::Profile;
     use crate::path::RelayedBy;
+    use crate::punch::method::Method;
     use crate::relay::server::Stats;
 
     fn snapshot() -> Snapshot {
@@ -767,6 +780,8 @@ mod tests {
             last_handshake: Some(Duration::from_secs(3)),
             last_seen: None,
             why: Some("udp: no answer".to_owned()),
+            choice: Some("UDP works".to_owned()),
+            beside: Some(("203.0.113.5:4242".parse().unwrap(), Method::Simultaneous)),
             next_try: Some(Duration::from_secs(9)),
         };
         Snapshot {
@@ -817,6 +832,9 @@ mod tests {
             ("/peers/0/tx_bytes", "2"),
             ("/peers/0/last_handshake_s", "3"),
             ("/peers/0/why", "\"udp: no answer\""),
+            ("/peers/0/choice", "\"UDP works\""),
+            ("/peers/0/beside_endpoint", "\"203.0.113.5:4242\""),
+            ("/peers/0/beside_method", "\"p2pnat\""),
         ] {
             assert_eq!(json.pointer(pointer).map(ToString::to_string).as_deref(), Some(value), "{pointer}");
         }

@@ -277,9 +277,10 @@ impl Node {
         // Only now is it the peer who speaks.
         match (origin, &mut peer.kind) {
             (Origin::Leg(leg, _), Kind::Mesh(mesh)) => {
-                mesh.path.handle_heard(*leg, now.instant);
                 if matches!(opened, Opened::Packet(_)) {
-                    mesh.path.handle_demand(now.instant);
+                    mesh.path.handle_packet(*leg, now.instant);
+                } else {
+                    mesh.path.handle_heard(*leg, now.instant);
                 }
             }
             (Origin::Leg(Leg { via: Via::Udp(_), to, channel: None }, _), Kind::Stock { endpoint }) => {

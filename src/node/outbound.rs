@@ -8,6 +8,7 @@ use crate::node::output::Output;
 use crate::node::peers::Kind;
 use crate::node::peers::Peer;
 use crate::node::peers::PeerId;
+use crate::path::Load;
 use crate::path::leg::Leg;
 use crate::tunnel::session;
 use crate::tunnel::session::HANDSHAKE_LEN;
@@ -34,7 +35,7 @@ impl Node {
             self.counters.malformed += 1;
             return;
         };
-        let to = view.destination();
+        let (to, tcp) = (view.destination(), view.protocol() == ip::TCP);
         let Some(id) = self.routes.owner(to) else { return self.handle_unrouted(to, packet, now, out) };
         let Some(peer) = self.peers.get_mut(id) else { return };
         if let Some(path) = peer.path_mut() {
@@ -52,7 +53,7 @@ impl Node {
             pad.fill(0);
         }
         let Some(packet) = buffer.get(..padded) else { return };
-        self.send(id, packet, len, now, out);
+        self.send(id, packet, len, tcp, now, out);
     }
 
     /// A super-packet of the device: the first `len` bytes of `buffer`, which should be 18 bytes longer. It is sealed as one
@@ -67,10 +68,11 @@ impl Node {
         out: &mut Output,
     ) -> bool {
         let Some(packet) = buffer.get(..len).filter(|_| len <= MAX_PACKET) else { return false };
-        let Ok(to) = ip::Packet::parse(packet).map(|view| view.destination()) else { return false };
+        let Ok(view) = ip::Packet::parse(packet) else { return false };
+        let (to, tcp) = (view.destination(), view.protocol() == ip::TCP);
         let Some(id) = self.routes.owner(to) else { return false };
         let Some(peer) = self.peers.get_mut(id) else { return false };
-        let whole = |kind: &Kind| matches!(kind, Kind::Mesh(mesh) if mesh.path.carries_super_packets());
+        let whole = |kind: &Kind| matches!(kind, Kind::Mesh(mesh) if mesh.path.carries_super_packets(tcp));
         if !peer.session.is_established() || !whole(&peer.kind) {
             return false;
         }
@@ -84,23 +86,25 @@ impl Node {
             *place = super_packet::trailer(size);
         }
         let Some(packet) = buffer.get(..padded) else { return false };
-        self.send(id, packet, len, now, out);
+        self.send(id, packet, len, tcp, now, out);
         true
     }
 
     /// Seals `packet` for `id`, of which `len` bytes count, and sends it, or keeps it.
-    fn send(&mut self, id: PeerId, packet: &[u8], len: usize, now: Now, out: &mut Output) {
+    fn send(&mut self, id: PeerId, packet: &[u8], len: usize, tcp: bool, now: Now, out: &mut Output) {
         let Some(peer) = self.peers.get_mut(id) else { return };
-        match peer.ready_leg(now.instant) {
+        match peer.ready_leg(tcp, now.instant) {
             Some(leg) => {
                 let sealed = seal(peer, leg, packet, out);
+                let mut load = Load::default();
                 if matches!(sealed, Sealed::Data(_)) {
                     peer.tx_bytes += len as u64;
+                    load = Load { messages: 1, tcp: if tcp { len as u64 } else { 0 } };
                 }
                 if matches!(sealed, Sealed::Data(_) | Sealed::Handshake(_))
                     && let Some(path) = peer.path_mut()
                 {
-                    path.handle_sent(leg, now.instant);
+                    path.handle_sent(leg, load, now.instant);
                 }
             }
             None => {
@@ -113,14 +117,16 @@ impl Node {
     /// Sends what waited for a path, now that there is one.
     pub(super) fn send_kept(&mut self, id: PeerId, now: Now, out: &mut Output) {
         let Some(peer) = self.peers.get_mut(id) else { return };
-        let Some(leg) = peer.ready_leg(now.instant).filter(|_| peer.has_kept()) else { return };
+        let Some(leg) = peer.ready_leg(false, now.instant).filter(|_| peer.has_kept()) else { return };
+        let mut load = Load::default();
         while let Some(packet) = peer.next_kept(now.instant) {
             if matches!(seal(peer, leg, &packet, out), Sealed::Data(_)) {
                 peer.tx_bytes += packet.len() as u64;
+                load.messages += 1;
             }
         }
         if let Some(path) = peer.path_mut() {
-            path.handle_sent(leg, now.instant);
+            path.handle_sent(leg, load, now.instant);
         }
     }
 
@@ -129,17 +135,18 @@ impl Node {
         let Some(peer) = self.peers.get_mut(id) else { return };
         let Some(leg) = peer.leg().filter(|_| peer.session.is_established()) else { return };
         let before = out.outbox.sends().len();
-        let room = peer.session.flush_room();
+        let (room, mut load) = (peer.session.flush_room(), Load::default());
         loop {
             let sent =
                 leg.fill(&mut out.outbox, room, |slot| Some(peer.session.flush(slot)).filter(|n| *n > 0));
             let Some(n) = sent else { break };
             peer.tx_bytes += n.saturating_sub(session::OVERHEAD) as u64;
+            load.messages += 1;
         }
         if out.outbox.sends().len() > before
             && let Some(path) = peer.path_mut()
         {
-            path.handle_sent(leg, now.instant);
+            path.handle_sent(leg, load, now.instant);
         }
     }
 

@@ -131,11 +131,15 @@ impl Peer {
         }
     }
 
-    /// Where packets to it leave: [`Self::leg`], unless the session is about to come up.
+    /// Where packets to it leave, if nothing is to be waited for: the session may be about to come up.
     #[must_use]
-    pub fn ready_leg(&self, now: Instant) -> Option<Leg> {
+    pub fn ready_leg(&self, tcp: bool, now: Instant) -> Option<Leg> {
         let soon = self.initiated.is_some_and(|at| now < at + ANSWERED_WITHIN);
-        self.leg().filter(|_| self.session.is_established() || !soon)
+        let leg = match &self.kind {
+            Kind::Mesh(mesh) if tcp => mesh.path.leg_for_tcp(),
+            Kind::Mesh(_) | Kind::Stock { .. } => self.leg(),
+        };
+        leg.filter(|_| self.session.is_established() || !soon)
     }
 
     /// A handshake message to ride on an introduction.

@@ -18,6 +18,7 @@ use crate::node::status::PathKind;
 use crate::node::status::PeerStatus;
 use crate::node::status::Snapshot;
 use crate::path::Carrier;
+use crate::path::Path;
 use crate::path::effort::Effort;
 
 impl Node {
@@ -69,6 +70,10 @@ impl Node {
 
     fn peer_status(&self, peer: &Peer, now: Now) -> PeerStatus {
         let known = self.directory.get(&peer.name);
+        let path = match &peer.kind {
+            Kind::Mesh(mesh) => Some(&mesh.path),
+            Kind::Stock { .. } => None,
+        };
         let offline = known.is_some_and(|known| !known.online);
         let (rtt, loss, why, next_try, groups, activity) = match &peer.kind {
             Kind::Stock { .. } => {
@@ -78,7 +83,12 @@ impl Node {
             Kind::Mesh(mesh) => {
                 let (rtt, loss) = mesh.path.quality();
                 let (why, next_try) = mesh.path.why(now.instant);
-                let why = nat_reason(&self.profile, mesh, self.local.udp_blocked, self.config.udp).or(why);
+                let nat = nat_reason(&self.profile, mesh, self.local.udp_blocked, self.config.udp);
+                // What the NATs do to UDP is no reason yet: TCP was tried too.
+                let why = match (nat, mesh.path.no_stream()) {
+                    (Some(nat), Some(tcp)) => Some(format!("{nat}; {tcp}")),
+                    (nat, _) => nat.or(why),
+                };
                 let why = why.filter(|_| mesh.path.is_active(now.instant) && !mesh.path.is_direct());
                 let groups = mesh.certificate.subject.groups.clone();
                 (rtt, loss, why, next_try, groups, activity(mesh, offline, now))
@@ -109,6 +119,8 @@ impl Node {
             last_handshake: peer.session.last_handshake(),
             last_seen: known.filter(|known| !known.online).map(|known| known.last_seen),
             why,
+            choice: path.and_then(|path| path.choice(now.instant)),
+            beside: path.and_then(Path::beside),
             next_try,
         }
     }
@@ -170,6 +182,8 @@ fn stranger_status(known: &Known) -> PeerStatus {
         last_handshake: None,
         last_seen: (!known.online).then_some(known.last_seen),
         why: None,
+        choice: None,
+        beside: None,
         next_try: None,
     }
 }

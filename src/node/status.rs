@@ -100,6 +100,10 @@ pub struct PeerStatus {
     pub last_seen: Option<UnixTime>,
     /// In words, where the path is not direct.
     pub why: Option<String>,
+    /// In words, why UDP or TCP carries, where the path is direct.
+    pub choice: Option<String>,
+    /// A direct TCP connection that TCP traffic rides beside a `path` over UDP.
+    pub beside: Option<(SocketAddr, Method)>,
     /// When the next try for a better path is due.
     pub next_try: Option<Duration>,
 }

@@ -10,6 +10,7 @@ use crate::node::output::Output;
 use crate::node::peers::Kind;
 use crate::node::peers::Peer;
 use crate::node::peers::PeerId;
+use crate::path::Load;
 use crate::tunnel::session::HANDSHAKE_LEN;
 use crate::tunnel::session::Tick;
 
@@ -34,7 +35,7 @@ impl Node {
             let Some(leg) = peer.leg() else { continue };
             leg.push(&mut out.outbox, &message);
             if let Some(path) = peer.path_mut() {
-                path.handle_sent(leg, now.instant);
+                path.handle_sent(leg, Load::default(), now.instant);
             }
         }
         busy

@@ -13,6 +13,7 @@ use crate::punch::keys::Check;
 use crate::punch::keys::PairKeys;
 use crate::punch::keys::Seen;
 use crate::wire::stun;
+use crate::wire::stun::Report;
 use crate::wire::stun::TransactionId;
 
 impl Path {
@@ -30,10 +31,15 @@ impl Path {
         }
         let now = ctx.now.instant;
         self.opens_super_packets = received.message.capabilities() & stun::SUPER_PACKETS != 0;
+        let report = received.message.report();
+        if let Some(report) = report {
+            self.peer_wants_stream = report.wants_stream;
+        }
         match check {
             Check::Request(transaction) => {
                 self.heard(leg, now);
-                leg.push(ctx.outbox, &keys.success(transaction, leg.to));
+                let report = self.report(leg).filter(|_| report.is_some());
+                leg.push(ctx.outbox, &keys.success(transaction, leg.to, report));
                 if !self.relays.owns(leg) {
                     self.ways.meet(leg, &keys, self.carrier, now);
                     if let Some(attempt) = self.attempts.iter_mut().find(|a| a.keys().attempt() == attempt)
@@ -43,7 +49,9 @@ impl Path {
                     }
                 }
             }
-            Check::Success(transaction, _) if self.answered(leg, &keys, transaction, ctx.mtu, now) => {
+            Check::Success(transaction, _)
+                if self.answered(leg, &keys, transaction, report, ctx.mtu, now) =>
+            {
                 self.heard(leg, now);
             }
             Check::Success(..) => return false,
@@ -61,6 +69,12 @@ impl Path {
             return None;
         }
         Some((believed.keys.clone(), check))
+    }
+
+    /// How the peer's packets fare on a way.
+    fn report(&self, leg: Leg) -> Option<Report> {
+        let arrived = self.health(leg)?.tally().arrived();
+        Some(Report { arrived, wants_stream: self.choice.wants_stream() })
     }
 
     /// Takes the keys of a new introduction; forgets the oldest that nothing uses any more.
@@ -83,6 +97,7 @@ impl Path {
         leg: Leg,
         keys: &PairKeys,
         transaction: TransactionId,
+        report: Option<Report>,
         mtu: usize,
         now: Instant,
     ) -> bool {
@@ -90,8 +105,11 @@ impl Path {
             return true;
         }
         if let Some(health) = self.health_mut(leg)
-            && health.on_answer(transaction, now).is_some()
+            && let Some(rtt) = health.on_answer(transaction, report.map(|report| report.arrived), now)
         {
+            if report.is_some() {
+                self.choice.on_told(now.checked_sub(rtt).unwrap_or(now));
+            }
             return true;
         }
         if let Some((id, rtt)) = self.streams.handle_success(keys, transaction, now) {
@@ -102,7 +120,7 @@ impl Path {
             if let Some(health) = self.health_mut(leg) {
                 health.on_round_trip(rtt, now);
             }
-            self.on_direct(now);
+            self.on_direct(leg, now);
             return true;
         }
         let found = self
@@ -119,12 +137,15 @@ impl Path {
         if let Some(health) = self.health_mut(leg) {
             health.on_round_trip(found.rtt, now);
         }
-        self.on_direct(now);
+        self.on_direct(leg, now);
         true
     }
 
     /// A direct way was proven.
-    fn on_direct(&mut self, now: Instant) {
+    fn on_direct(&mut self, leg: Leg, now: Instant) {
+        if leg.is_direct_stream() {
+            self.choice.on_stream(now);
+        }
         self.effort = self.effort.succeeded(now);
         self.trouble = None;
         self.last_tally = None;

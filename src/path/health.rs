@@ -6,6 +6,9 @@ use std::time::Instant;
 
 use crate::nat::behavior::keeping;
 use crate::path::leg::Leg;
+use crate::path::tally::Count;
+use crate::path::tally::Load;
+use crate::path::tally::Tally;
 use crate::wire::stun::TransactionId;
 
 /// A probe without an answer is lost after this: twice the round trip, within bounds.
@@ -46,12 +49,25 @@ pub enum Duty {
     Standby,
 }
 
+/// What carries, and until when it counts as that if there is no more traffic.
+#[derive(Clone, Copy, Debug)]
+pub struct Carrying {
+    /// The carrier.
+    pub leg: Leg,
+    /// Another way that carries some of the traffic, or would if it lost less.
+    pub beside: Option<Leg>,
+    /// Until when.
+    pub until: Instant,
+}
+
 impl Duty {
-    /// Of `leg`, when another or the same carries until some moment.
+    /// Of `leg`, when another or the same carries.
     #[must_use]
-    pub fn of(leg: Leg, carrying: Option<(Leg, Instant)>) -> Self {
+    pub fn of(leg: Leg, carrying: Option<Carrying>) -> Self {
         match carrying {
-            Some((carrier, until)) if carrier == leg => Self::Carrying(until),
+            Some(carrying) if carrying.leg == leg || carrying.beside == Some(leg) => {
+                Self::Carrying(carrying.until)
+            }
             Some(_) | None => Self::Standby,
         }
     }
@@ -61,7 +77,8 @@ impl Duty {
 #[derive(Debug)]
 pub struct Health {
     srtt: Option<Duration>,
-    outstanding: VecDeque<(TransactionId, Instant)>,
+    outstanding: VecDeque<(TransactionId, Instant, Count)>,
+    tally: Tally,
     history: VecDeque<bool>,
     /// Lost since something was heard.
     lost_in_row: u32,
@@ -82,6 +99,7 @@ impl Health {
         Self {
             srtt: None,
             outstanding: VecDeque::new(),
+            tally: Tally::default(),
             history: VecDeque::with_capacity(WINDOW),
             lost_in_row: 0,
             unanswered: 0,
@@ -100,7 +118,7 @@ impl Health {
 
     /// A probe leaves.
     pub fn on_probe(&mut self, id: TransactionId, now: Instant) {
-        self.outstanding.push_back((id, now));
+        self.outstanding.push_back((id, now, self.tally.sent()));
         self.probed = Some(now);
     }
 
@@ -119,12 +137,16 @@ impl Health {
         self.on_heard(now);
     }
 
-    /// An answer came; its round trip if it answers a probe that is under way.
-    pub fn on_answer(&mut self, id: TransactionId, now: Instant) -> Option<Duration> {
-        let at = self.outstanding.iter().position(|(sent, _)| *sent == id)?;
-        let (_, sent) = self.outstanding.remove(at)?;
+    /// An answer came, perhaps with the count of our packets that `arrived`; its round trip if it answers a probe that is
+    /// under way.
+    pub fn on_answer(&mut self, id: TransactionId, arrived: Option<u32>, now: Instant) -> Option<Duration> {
+        let at = self.outstanding.iter().position(|(sent, ..)| *sent == id)?;
+        let (_, sent, count) = self.outstanding.remove(at)?;
         let rtt = now.saturating_duration_since(sent);
         self.on_round_trip(rtt, now);
+        if let Some(arrived) = arrived {
+            self.tally.on_report(sent, count, arrived);
+        }
         self.record(true);
         Some(rtt)
     }
@@ -140,8 +162,19 @@ impl Health {
     }
 
     /// Traffic left this way.
-    pub fn on_sent(&mut self, now: Instant) {
+    pub fn on_sent(&mut self, load: Load, now: Instant) {
+        self.tally.on_sent(load);
         self.waiting_since.get_or_insert(now);
+    }
+
+    /// A packet of the tunnel came this way.
+    pub fn on_arrived(&mut self) {
+        self.tally.on_arrived();
+    }
+
+    /// How the tunnel's packets fare here.
+    pub(super) fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// The peer sends its traffic by a worse way. Unless this one was heard a moment ago, it has given it up: so do we,
@@ -156,7 +189,7 @@ impl Health {
     /// Counts probes that will not be answered any more.
     pub fn expire(&mut self, now: Instant) {
         let patience = self.patience();
-        while let Some((_, sent)) = self.outstanding.front()
+        while let Some((_, sent, _)) = self.outstanding.front()
             && *sent + patience <= now
         {
             let after_heard = *sent >= self.heard;
@@ -190,7 +223,7 @@ impl Health {
     /// When [`Self::expire`] has something to do.
     #[must_use]
     pub fn next_expiry(&self) -> Option<Instant> {
-        self.outstanding.front().map(|(_, sent)| *sent + self.patience())
+        self.outstanding.front().map(|(_, sent, _)| *sent + self.patience())
     }
 
     /// Nobody answers here any more.
@@ -231,6 +264,12 @@ impl Health {
         Some(f64::from(u32::try_from(lost).unwrap_or(all)) / f64::from(all))
     }
 
+    /// The same, once there were as many probes as it looks back on.
+    #[must_use]
+    pub fn settled_loss(&self) -> Option<f64> {
+        self.loss().filter(|_| self.history.len() == WINDOW)
+    }
+
     fn patience(&self) -> Duration {
         let (least, most) = LOST_AFTER;
         (self.srtt.map_or(most, |srtt| srtt * 2 + ms(50))).clamp(least, most)
@@ -253,7 +292,7 @@ mod tests {
         let t0 = origin();
         let mut h = Health::new(t0);
         h.on_round_trip(ms(40), t0);
-        h.on_sent(t0 + ms(10));
+        h.on_sent(Load::default(), t0 + ms(10));
         let (mut now, mut id) = (t0, 0);
         while !h.is_dead() {
             now = h
@@ -272,7 +311,7 @@ mod tests {
         h.on_heard(now + ms(1));
         assert!(h.is_dead(), "the peer's words do not say that ours arrive");
         assert_eq!(h.next_probe(Duty::Carrying(t0 + PAUSE)), now + URGENT, "but that is asked soon");
-        assert!(h.on_answer(transaction(99), now + ms(2)).is_some());
+        assert!(h.on_answer(transaction(99), None, now + ms(2)).is_some());
         assert!(!h.is_dead());
     }
 
@@ -282,14 +321,14 @@ mod tests {
         let mut h = Health::new(t0);
         assert_eq!(h.next_probe(Duty::Standby), t0, "a new way is probed at once");
         h.on_probe(transaction(1), t0);
-        assert_eq!(h.on_answer(transaction(1), t0 + ms(30)), Some(ms(30)));
+        assert_eq!(h.on_answer(transaction(1), None, t0 + ms(30)), Some(ms(30)));
         assert_eq!(h.next_probe(Duty::Standby), t0 + ms(30) + KEEPING);
         assert_eq!(h.next_probe(Duty::Carrying(t0 + PAUSE)), t0 + CARRYING);
         assert_eq!(h.next_probe(Duty::Carrying(t0 + CARRYING)), t0 + ms(30) + KEEPING, "nobody talks");
         h.on_lifetime(Some(10));
         assert_eq!(h.next_probe(Duty::Standby), t0 + ms(30) + ms(7500), "before the NAT forgets it");
         h.on_lifetime(None);
-        assert_eq!(h.on_answer(transaction(1), t0 + ms(31)), None, "one answer a probe");
+        assert_eq!(h.on_answer(transaction(1), None, t0 + ms(31)), None, "one answer a probe");
     }
 
     #[test]
@@ -301,7 +340,7 @@ mod tests {
             h.on_probe(transaction(i), t0);
         }
         for i in 0..3 {
-            let _ = h.on_answer(transaction(i), t0 + ms(10));
+            let _ = h.on_answer(transaction(i), None, t0 + ms(10));
         }
         h.expire(t0 + ms(3000));
         assert_eq!(h.loss(), Some(0.25));
@@ -363,7 +402,7 @@ mod tests {
         assert!(h.is_dead());
         assert!(h.next_probe(Duty::Carrying(t0 + PAUSE)) <= t0 + ms(500));
         h.on_probe(transaction(2), t0 + ms(500));
-        assert!(h.on_answer(transaction(2), t0 + ms(540)).is_some());
+        assert!(h.on_answer(transaction(2), None, t0 + ms(540)).is_some());
         assert!(!h.is_dead());
     }
 

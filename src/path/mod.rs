@@ -15,6 +15,7 @@
 //! * At most 8 direct ways, 3 relay sessions and [`MAX_INTRODUCTIONS`] introductions.
 
 mod checks;
+mod choice;
 pub mod effort;
 pub mod health;
 pub mod leg;
@@ -23,6 +24,7 @@ mod search;
 mod size;
 mod splice;
 mod streams;
+mod tally;
 mod terms;
 mod ways;
 mod why;
@@ -36,7 +38,11 @@ use crate::base::transmit::Gone;
 use crate::base::transmit::StreamOrder;
 use crate::base::transmit::Via;
 use crate::identity::keys::WgPublic;
+use crate::path::choice::Choice;
+use crate::path::choice::Rides;
+use crate::path::choice::Sight;
 use crate::path::effort::Effort;
+use crate::path::health::Carrying;
 use crate::path::health::Duty;
 use crate::path::health::Health;
 use crate::path::health::PAUSE;
@@ -50,11 +56,13 @@ use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
 use crate::punch::keys::Seen;
 use crate::punch::method::How;
+use crate::punch::method::Method;
 use crate::punch::plan;
 use crate::punch::search::Search;
 use crate::wire::stun;
 use crate::wire::stun::TransactionId;
 
+pub use tally::Load;
 pub use terms::Carrier;
 pub use terms::Ctx;
 pub use terms::Introduction;
@@ -87,6 +95,10 @@ pub struct Path {
     relays: Relays,
     transport: Transport,
     carrier: Option<Leg>,
+    /// A direct stream that TCP packets leave by, beside a carrier over UDP.
+    beside: Option<Leg>,
+    choice: Choice,
+    peer_wants_stream: bool,
     effort: Effort,
     wanted: Option<Instant>,
     asked_for: Option<Instant>,
@@ -120,6 +132,9 @@ impl Path {
             relays: Relays::default(),
             transport,
             carrier: None,
+            beside: None,
+            choice: Choice::new(now),
+            peer_wants_stream: false,
             effort: Effort::fresh(now),
             wanted: None,
             asked_for: None,
@@ -140,10 +155,19 @@ impl Path {
         self.asked_for = Some(now);
     }
 
-    /// A message left by `leg`.
-    pub fn handle_sent(&mut self, leg: Leg, now: Instant) {
+    /// Messages left by `leg`.
+    pub fn handle_sent(&mut self, leg: Leg, load: Load, now: Instant) {
         if let Some(health) = self.health_mut(leg) {
-            health.on_sent(now);
+            health.on_sent(load, now);
+        }
+    }
+
+    /// A packet of the peer came by `leg`, in an authentic message.
+    pub fn handle_packet(&mut self, leg: Leg, now: Instant) {
+        self.handle_heard(leg, now);
+        self.handle_demand(now);
+        if let Some(health) = self.health_mut(leg) {
+            health.on_arrived();
         }
     }
 
@@ -167,6 +191,7 @@ impl Path {
 
     /// The broker was asked for an introduction.
     pub fn handle_asked(&mut self, now: Instant) {
+        self.choice.on_asked(now);
         self.effort = self.effort.asked(now);
     }
 
@@ -192,7 +217,7 @@ impl Path {
     pub fn handle_network_change(&mut self, ctx: &mut Ctx<'_>) {
         let now = ctx.now.instant;
         for (_, health) in self.healths_mut() {
-            health.on_sent(now.checked_sub(Duration::from_secs(1)).unwrap_or(now));
+            health.on_sent(Load::default(), now.checked_sub(Duration::from_secs(1)).unwrap_or(now));
         }
         self.relays.handle_doubt(ctx.now);
         self.handle_change(now);
@@ -310,13 +335,24 @@ impl Path {
         // Only who has traffic asks: being asked for is no reason to ask back.
         let Some(wanted) = self.wanted.filter(|at| now < *at + IDLE_AFTER) else { return false };
         let patience = self.patience().min(now.saturating_duration_since(wanted));
-        !self.is_direct() && self.effort.is_due(now - patience)
+        if self.is_direct() { self.lacks_stream(now) } else { self.effort.is_due(now - patience) }
+    }
+
+    /// Whether a stream should be opened beside UDP.
+    fn lacks_stream(&self, now: Instant) -> bool {
+        self.choice.is_due(now) && !self.streams.is_open()
     }
 
     /// What carries now.
     #[must_use]
     pub fn leg(&self) -> Option<Leg> {
         self.carrier
+    }
+
+    /// By what TCP packets leave: a flow never leaves by two ways at once, whatever else does.
+    #[must_use]
+    pub fn leg_for_tcp(&self) -> Option<Leg> {
+        self.beside.or(self.carrier)
     }
 
     /// The largest packet, up to the device's `mtu`, that is known to pass what carries now unfragmented.
@@ -329,8 +365,9 @@ impl Path {
     /// Whether super-packets may leave whole: a stream has no size that it passes, but a relay would have to cut them for
     /// its other side.
     #[must_use]
-    pub fn carries_super_packets(&self) -> bool {
-        self.opens_super_packets && self.carrier.is_some_and(|leg| leg.is_direct_stream())
+    pub fn carries_super_packets(&self, tcp: bool) -> bool {
+        let leg = if tcp { self.leg_for_tcp() } else { self.carrier };
+        self.opens_super_packets && leg.is_some_and(|leg| leg.is_direct_stream())
     }
 
     /// What carries now, for people.
@@ -358,6 +395,15 @@ impl Path {
         match leg.via {
             Via::Udp(_) => self.how_found(leg),
             Via::Stream(id) => Some(self.streams.how(id)),
+        }
+    }
+
+    /// The direct stream that TCP traffic rides beside a carrier over UDP.
+    #[must_use]
+    pub fn beside(&self) -> Option<(SocketAddr, Method)> {
+        match self.beside? {
+            Leg { via: Via::Stream(id), to, .. } => Some((to, self.streams.method_of(id))),
+            Leg { via: Via::Udp(_), .. } => None,
         }
     }
 
@@ -437,7 +483,7 @@ impl Path {
         }
         self.reconsider(now);
         let carrying = self.carrying();
-        self.ways.probe(carrying, &mut self.numbers, ctx);
+        self.ways.probe(carrying, self.choice.wants_stream(), &mut self.numbers, ctx);
         self.relays.probe(carrying, &mut self.numbers, ctx);
     }
 
@@ -479,12 +525,16 @@ impl Path {
     /// Chooses what carries: a proven direct way, a relay over which the peer was heard, a direct way that only the peer
     /// has proven, a relay at which the peer may still turn up. A proven direct way is left for another by a margin only.
     fn reconsider(&mut self, now: Instant) {
-        let chosen = self
-            .ways
-            .best_proven(self.carrier)
+        self.reconsider_transport(now);
+        let stream = self.ways.best_stream();
+        let all = stream.filter(|_| self.choice.rides() == Some(Rides::All));
+        let chosen = all
+            .or_else(|| self.ways.best_proven(self.carrier))
             .or_else(|| self.relays.best(true))
             .or_else(|| self.ways.last_heard())
             .or_else(|| self.relays.best(false));
+        let datagrams = chosen.is_some_and(|leg| matches!(leg.via, Via::Udp(_)) && !self.relays.owns(leg));
+        self.beside = stream.filter(|_| datagrams && (self.choice.rides().is_some() || self.peer_wants_stream));
         let Some(old) = self.carrier.filter(|old| Some(*old) != chosen) else {
             self.carrier = chosen;
             return;
@@ -498,9 +548,30 @@ impl Path {
         self.carrier = chosen;
     }
 
-    /// What carries, and until when it counts as that if there is no more traffic.
-    fn carrying(&self) -> Option<(Leg, Instant)> {
-        Some((self.carrier?, self.wanted? + PAUSE))
+    /// Looks at what UDP and TCP are worth, where both may carry.
+    fn reconsider_transport(&mut self, now: Instant) {
+        if self.transport != Transport::Auto {
+            return;
+        }
+        let stream = self.ways.best_stream().and_then(|leg| self.health(leg));
+        let datagrams = self.ways.best_datagrams(self.carrier).and_then(|leg| self.health(leg));
+        let sight = Sight {
+            rtt: datagrams.and_then(Health::rtt),
+            traffic: datagrams.and_then(|health| health.tally().measured(now)),
+            probes: datagrams.and_then(Health::settled_loss),
+            stream: stream.is_some(),
+            streamed: stream.map_or(0, |health| health.tally().sent().tcp()),
+        };
+        self.choice.consider(&sight, now);
+    }
+
+    /// What carries, and until when it counts as that if there is no more traffic. Datagrams that everything has left are
+    /// still watched, for the way back.
+    fn carrying(&self) -> Option<Carrying> {
+        let leg = self.carrier?;
+        let left = leg.is_direct_stream() && self.choice.rides().is_some();
+        let beside = if left { self.ways.best_datagrams(None) } else { self.beside };
+        Some(Carrying { leg, beside, until: self.wanted? + PAUSE })
     }
 
     fn healths(&self) -> impl Iterator<Item = (Leg, &PairKeys, &Health)> {

@@ -15,6 +15,7 @@ use crate::base::transmit::Via;
 use crate::identity::names::MemberName;
 use crate::path::Ctx;
 use crate::path::RelayGrant;
+use crate::path::health::Carrying;
 use crate::path::health::Duty;
 use crate::path::health::Health;
 use crate::path::leg::Leg;
@@ -122,7 +123,7 @@ impl Relays {
     /// Sends the probes that are due.
     pub(super) fn probe(
         &mut self,
-        carrying: Option<(Leg, Instant)>,
+        carrying: Option<Carrying>,
         numbers: &mut Numbers,
         ctx: &mut Ctx<'_>,
     ) {

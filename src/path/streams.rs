@@ -284,8 +284,12 @@ impl Path {
             return;
         }
         let blocked = ctx.local.udp_blocked || introduction.profile.udp.passes == Some(false);
-        let head_start = if searches { 2 * tcp::HEAD_START } else { tcp::HEAD_START };
-        let start = if udp && !blocked { ctx.now.instant + head_start } else { ctx.now.instant };
+        let head_start = match (udp && !blocked && !self.wants_stream(), searches) {
+            (false, _) => Duration::ZERO,
+            (true, false) => tcp::HEAD_START,
+            (true, true) => 2 * tcp::HEAD_START,
+        };
+        let start = ctx.now.instant + head_start;
         let over_v6 = |hopeless| plan::over_v6(ctx.local, &introduction.candidates).ok_or(hopeless);
         let rounds = plan::choose(ctx.profile, &introduction.profile, introduction.side).or_else(over_v6);
         if let Err(hopeless) = &rounds
@@ -313,6 +317,11 @@ impl Path {
             }
     }
 
+    /// Whether one of the two wants a stream beside UDP.
+    pub(super) fn wants_stream(&self) -> bool {
+        self.choice.wants_stream() || self.peer_wants_stream
+    }
+
     /// With a direct way, attempts at others are over.
     pub(super) fn settle_streams(&mut self, now: Instant) {
         if !self.streams.is_open() {
@@ -320,6 +329,11 @@ impl Path {
         }
         match self.ways.best_proven(self.carrier).map(|leg| leg.via) {
             Some(Via::Stream(winner)) => self.streams.win(winner, now),
+            Some(Via::Udp(_)) if self.wants_stream() => {
+                if let Some(Leg { via: Via::Stream(winner), .. }) = self.ways.best_stream() {
+                    self.streams.win(winner, now);
+                }
+            }
             Some(Via::Udp(_)) => self.streams.give_up(),
             None => {}
         }

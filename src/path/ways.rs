@@ -6,12 +6,14 @@ use std::time::Instant;
 use crate::base::id::StreamId;
 use crate::base::transmit::Via;
 use crate::path::Ctx;
+use crate::path::health::Carrying;
 use crate::path::health::Duty;
 use crate::path::health::Health;
 use crate::path::leg::Leg;
 use crate::path::size::PathSize;
 use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
+use crate::wire::stun::Report;
 use crate::wire::stun::TransactionId;
 
 /// Direct ways remembered per peer: two families, a few interfaces, the one before.
@@ -58,7 +60,8 @@ impl Ways {
     /// Sends the probes that are due.
     pub(super) fn probe(
         &mut self,
-        carrying: Option<(Leg, Instant)>,
+        carrying: Option<Carrying>,
+        wants_stream: bool,
         numbers: &mut Numbers,
         ctx: &mut Ctx<'_>,
     ) {
@@ -67,7 +70,8 @@ impl Ways {
             way.health.on_lifetime(ctx.lifetime(way.leg));
             if way.health.next_probe(Duty::of(way.leg, carrying)) <= now {
                 let id = numbers.next(ctx.rng);
-                way.leg.push(ctx.outbox, &way.keys.request(id, 0));
+                let report = Report { arrived: way.health.tally().arrived(), wants_stream };
+                way.leg.push(ctx.outbox, &way.keys.report(id, report));
                 way.health.on_probe(id, now);
             }
             if way.health.is_proven()
@@ -97,10 +101,23 @@ impl Ways {
         self.all.iter().find(|way| way.leg == leg)?.size.proven()
     }
 
+    /// The proven way over UDP with the best round trip; `carrier` if it is one.
+    pub(super) fn best_datagrams(&self, carrier: Option<Leg>) -> Option<Leg> {
+        let fit = || self.all.iter().filter(|way| way.works() && way.stream().is_none());
+        let current = fit().find(|way| Some(way.leg) == carrier);
+        current.or_else(|| fit().min_by_key(|way| way.health.rtt())).map(|way| way.leg)
+    }
+
+    /// The proven stream with the best round trip.
+    pub(super) fn best_stream(&self) -> Option<Leg> {
+        let streams = self.all.iter().filter(|way| way.works() && way.stream().is_some());
+        streams.min_by_key(|way| way.health.rtt()).map(|way| way.leg)
+    }
+
     /// The proven way with the best round trip, among datagrams where there are some; `carrier` stays unless another is
     /// better by a margin.
     pub(super) fn best_proven(&self, carrier: Option<Leg>) -> Option<Leg> {
-        let proven = || self.all.iter().filter(|way| !way.health.is_dead() && way.health.is_proven());
+        let proven = || self.all.iter().filter(|way| way.works());
         let datagrams = proven().any(|way| way.stream().is_none());
         let proven = || proven().filter(|way| !datagrams || way.stream().is_none());
         let best = proven().min_by_key(|way| way.health.rtt().unwrap_or(Duration::MAX));
@@ -151,6 +168,10 @@ impl Ways {
 }
 
 impl Way {
+    fn works(&self) -> bool {
+        !self.health.is_dead() && self.health.is_proven()
+    }
+
     fn stream(&self) -> Option<StreamId> {
         match self.leg.via {
             Via::Stream(id) => Some(id),

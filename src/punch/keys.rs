@@ -143,6 +143,17 @@ impl PairKeys {
         self.emit(stun::Class::Request, transaction, attributes)
     }
 
+    /// A check that says how the tunnel's packets fare on its way.
+    #[must_use]
+    pub fn report(&self, transaction: stun::TransactionId, report: stun::Report) -> Vec<u8> {
+        let attributes = vec![
+            stun::Attribute::Username(self.username(self.side)),
+            CAPABILITIES,
+            stun::Attribute::Report(report),
+        ];
+        self.emit(stun::Class::Request, transaction, attributes)
+    }
+
     /// A check that is a datagram of `len` bytes, or up to 3 more.
     #[must_use]
     pub fn request_of(&self, transaction: stun::TransactionId, len: usize) -> Vec<u8> {
@@ -152,14 +163,20 @@ impl PairKeys {
         self.request(transaction, u16::try_from(padding).unwrap_or(u16::MAX))
     }
 
-    /// The answer to a check that came from `from`.
+    /// The answer to a check that came from `from`; where that is a way, with how the tunnel's packets fare there.
     #[must_use]
-    pub fn success(&self, transaction: stun::TransactionId, from: SocketAddr) -> Vec<u8> {
-        let attributes = vec![
+    pub fn success(
+        &self,
+        transaction: stun::TransactionId,
+        from: SocketAddr,
+        report: Option<stun::Report>,
+    ) -> Vec<u8> {
+        let mut attributes = vec![
             stun::Attribute::Username(self.username(self.side)),
             CAPABILITIES,
             stun::Attribute::XorMappedAddress(from),
         ];
+        attributes.extend(report.map(stun::Attribute::Report));
         self.emit(stun::Class::Success, transaction, attributes)
     }
 
@@ -215,7 +232,7 @@ mod tests {
         let (a, b) = pair();
         let request = a.request(T, 0);
         assert_eq!(judge(&b, &request), Some(Check::Request(T)));
-        assert_eq!(judge(&a, &b.success(T, FROM)), Some(Check::Success(T, FROM)));
+        assert_eq!(judge(&a, &b.success(T, FROM, None)), Some(Check::Success(T, FROM)));
         assert_eq!(judge(&a, &request), None, "its own check, reflected");
         let mut stranger = Agreements::new(WgSecret::new([9; 32]));
         let other = PairKeys::new(&mut stranger, WgSecret::new([2; 32]).public(), a.attempt, Side::Asking);

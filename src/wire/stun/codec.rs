@@ -17,6 +17,7 @@ use super::MAX_STREAM_MESSAGE;
 use super::MAX_USERNAME;
 use super::Message;
 use super::Received;
+use super::Report;
 use super::TransactionId;
 use super::stunt;
 use crate::base::addr::canonical;
@@ -57,6 +58,7 @@ mod number {
     pub(super) const CAPABILITIES: u16 = 0xfe02;
     pub(super) const RELAY_SPLICE: u16 = 0xfe03;
     pub(super) const FILLER: u16 = 0xfe04;
+    pub(super) const REPORT: u16 = 0xfe05;
 }
 
 /// Bytes before an attribute's value.
@@ -70,6 +72,8 @@ const FAMILY_V4: u8 = 1;
 const FAMILY_V6: u8 = 2;
 /// Bits of CHANGE-REQUEST (RFC 5780 7.2).
 const CHANGE_IP: u32 = 4;
+/// Of REPORT.
+const WANTS_STREAM: u8 = 1;
 const CHANGE_PORT: u32 = 2;
 /// Largest value of the length field that all attributes before the hash may reach, so that hash and FINGERPRINT fit.
 const MAX_LENGTH: usize = 65_532 - (ATTRIBUTE_HEADER + 32) - FINGERPRINT_LEN;
@@ -260,6 +264,7 @@ fn number_of(attribute: &Attribute) -> u16 {
         Attribute::Capabilities(_) => number::CAPABILITIES,
         Attribute::RelaySplice(_) => number::RELAY_SPLICE,
         Attribute::Filler(_) => number::FILLER,
+        Attribute::Report(_) => number::REPORT,
     }
 }
 
@@ -305,6 +310,9 @@ fn value_of(attribute: &Attribute, mask: [u8; 16]) -> Vec<u8> {
         Attribute::StuntSegment(segment) => stunt::put_segment(&mut writer, segment),
         Attribute::RelaySplice(gate) => {
             writer.u16(gate.port).u16(gate.from);
+        }
+        Attribute::Report(report) => {
+            writer.u32(report.arrived).u8(if report.wants_stream { WANTS_STREAM } else { 0 }).put(&[0; 3]);
         }
     }
     writer.finish()
@@ -365,6 +373,11 @@ fn attribute(number: u16, value: &[u8], mask: [u8; 16]) -> Result<Option<Attribu
         number::STUNT_OUTCOME => Attribute::StuntOutcome(stunt::take_outcome(&mut reader)?),
         number::STUNT_SEGMENT => Attribute::StuntSegment(stunt::take_segment(&mut reader)?),
         number::CAPABILITIES => Attribute::Capabilities(reader.u32()?),
+        number::REPORT => {
+            let (arrived, wishes) = (reader.u32()?, reader.u8()?);
+            reader.array::<3>()?;
+            Attribute::Report(Report { arrived, wants_stream: wishes & WANTS_STREAM != 0 })
+        }
         number::RELAY_SPLICE => Attribute::RelaySplice(Gate { port: reader.u16()?, from: reader.u16()? }),
         _ => return Ok(None),
     };

@@ -24,10 +24,12 @@
 //! | CAPABILITIES | 0xfe02 | what the sender can do beyond version 1, a bit each, u32 |
 //! | RELAY-SPLICE | 0xfe03 | [`crate::wire::relay::Gate`]: the TCP port to dial, the one to dial from; may be ignored |
 //! | FILLER | 0xfe04 | zeros, so that the answer is no longer than the request; to be ignored |
+//! | REPORT | 0xfe05 | packets of the tunnel that came by this way, u32, wraps; a bit for each wish, u8; 3 zero bytes |
 //!
 //! RFC 8489 18.3 has no range for private use. Ours lie in the upper half (0x4000..=0x7fff) of the
 //! comprehension-required attributes, which needs no RFC, far from anything registered: a stock server that gets one of
-//! them refuses it instead of ignoring it. CAPABILITIES may be ignored: who does not know it has none.
+//! them refuses it instead of ignoring it. CAPABILITIES and REPORT may be ignored: who does not know
+//! them has none, and asks for none.
 //!
 //! Why an own codec: integrity is checked over the very bytes that came in, RFC 3489 clients send no cookie, and a third
 //! of the attributes are our own. Of the ready-made ones `stun_codec` re-encodes what it decoded before it checks, and
@@ -54,6 +56,15 @@ pub const RELAY_BIND: u16 = 0x0e1;
 pub const STUNT_PROBE: u16 = 0x0e2;
 /// What did you see of me: answered with [`stunt::Segment`]s. Our own.
 pub const STUNT_SEEN: u16 = 0x0e3;
+
+/// How the tunnel's packets fare on the way of a check, as its sender sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    /// Packets of the other side that came by this way; wraps.
+    pub arrived: u32,
+    /// The sender wants a direct stream beside it, or has moved its TCP traffic to one.
+    pub wants_stream: bool,
+}
 
 /// A bit of CAPABILITIES: opens a super-packet that was sealed as one message ([`crate::wire::super_packet`]).
 pub const SUPER_PACKETS: u32 = 1;
@@ -140,6 +151,8 @@ pub enum Attribute {
     Capabilities(u32),
     /// Own: that many bytes, which pay for the answer. Unlike PADDING, every server ignores it.
     Filler(u16),
+    /// Own: how the tunnel's packets fare on this way.
+    Report(Report),
 }
 
 /// A message: who asks what.
@@ -324,6 +337,12 @@ impl Message {
         now.or_else(|| {
             self.find(|a| if let Attribute::ChangedAddress(addr) = a { Some(*addr) } else { None })
         })
+    }
+
+    /// The REPORT in it.
+    #[must_use]
+    pub fn report(&self) -> Option<Report> {
+        self.find(|a| if let Attribute::Report(report) = a { Some(*report) } else { None })
     }
 
     /// The CAPABILITIES in it; none where it has none.

@@ -378,6 +378,8 @@ fn attribute() -> impl Strategy<Value = Attribute> {
         stunt::arbitrary::segment().prop_map(Attribute::StuntSegment),
         any::<u32>().prop_map(Attribute::Capabilities),
         (0u16..100).prop_map(Attribute::Filler),
+        any::<(u32, bool)>()
+            .prop_map(|(arrived, wants_stream)| Attribute::Report(Report { arrived, wants_stream })),
         any::<(u16, u16)>().prop_map(|(port, from)| Attribute::RelaySplice(Gate { port, from })),
     ]
 }
