@@ -38,7 +38,7 @@ enum State {
     /// Not dialled, and not before this.
     Resting(Instant),
     Dialling(StreamId, SocketAddr),
-    Open(StreamId, Leg, Health),
+    Open(StreamId, Leg, Box<Health>),
 }
 
 impl Splice {
@@ -81,7 +81,7 @@ impl Splice {
             State::Dialling(own, to) if own == id => {
                 if open {
                     let leg = Leg { via: Via::Stream(id), to, channel: None };
-                    self.state = State::Open(id, leg, Health::new(now));
+                    self.state = State::Open(id, leg, Box::new(Health::new(now)));
                 } else {
                     self.rest(now);
                 }
