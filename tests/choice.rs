@@ -26,8 +26,7 @@ fn tcp_traffic_moves_to_a_stream_where_datagrams_are_lost_and_everything_else_st
         let server = net.host("server", &Link::Plain)?;
         let lossy = Profile { delay: Duration::from_millis(40), loss: 0.02, ..Profile::default() };
         let [home, work] = [Site::new(Nat::PortRestricted).lan(1), Site::new(Nat::PortRestricted).lan(2)];
-        let routers =
-            [net.site("home", home, &Link::Wire(lossy))?, net.site("work", work, &Link::Plain)?];
+        let routers = [net.site("home", home, &Link::Wire(lossy))?, net.site("work", work, &Link::Plain)?];
         let (a, b) = (routers[0].host("alice")?, routers[1].host("bob")?);
         let product = Product::new(env!("CARGO_BIN_EXE_ntcp-overlay"))?;
         let mesh = Mesh::found(&product, &server, "")?;

@@ -14,6 +14,7 @@ use crate::control::api::Pong;
 use crate::control::api::State;
 use crate::control::api::Status;
 use crate::control::api::Treatment;
+use crate::control::api::Tried;
 
 /// How much, and in which dress.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -200,6 +201,12 @@ fn details(out: &mut String, status: &Status, now: UnixTime) {
     }
     if status.revocations > 0 {
         line(out, &format!("revocations: version {}", status.revocations));
+    }
+    for Tried { method, tried, opened, first } in &status.methods {
+        line(
+            out,
+            &clean(&format!("direct by {method}: {opened} of {tried}, {first} at the first introduction")),
+        );
     }
     if let Some(text) = dropped_text(&status.dropped) {
         line(out, &format!("dropped: {text}"));

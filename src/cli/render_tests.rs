@@ -117,6 +117,7 @@ pi              10.77.0.5  offline 3h            -        -     0 B      0 B    
 fn verbose_status_says_why_and_what_next() {
     let mut member = member();
     member.peers.truncate(2);
+    member.methods = vec![Tried { method: "udp".to_owned(), tried: 9, opened: 8, first: 7 }];
     member.unknown_peers = vec!["nsa".to_owned()];
     member.peers[0].choice = Some("UDP lost 1.1 % in 10 s: TCP traffic rides TCP".to_owned());
     member.peers[0].beside_endpoint = "203.0.113.5:4243".parse().ok();
@@ -137,6 +138,7 @@ reachable at: udp 198.51.100.7:4242 (mapped)
 nat for udp: mapping address-and-port-dependent, ports random
 nat for tcp: blocked
 [[peer]] nsa: no member of this name was ever heard of
+direct by udp: 8 of 9, 7 at the first introduction
 dropped: 1 malformed, 2 with a false source
 
 NAME            ADDRESS    PATH                        RTT      LOSS  RX       TX       LAST

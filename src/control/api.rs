@@ -14,6 +14,7 @@ use crate::nat::behavior::Mapping;
 use crate::nat::behavior::PortAssignment;
 use crate::nat::candidate;
 use crate::nat::candidate::Transport;
+use crate::node::methods::Count;
 use crate::node::request;
 use crate::node::serve::Served;
 use crate::node::status::Activity;
@@ -22,6 +23,7 @@ use crate::node::status::Counters;
 use crate::node::status::PathKind;
 use crate::node::status::PeerStatus;
 use crate::node::status::Snapshot;
+use crate::path::Means;
 use crate::wire::broker;
 
 /// Version of everything here.
@@ -272,6 +274,9 @@ pub struct Status {
     pub revocations: u64,
     /// Packets and messages that were dropped since the start, by reason.
     pub dropped: Dropped,
+    /// By what direct paths were opened since the start.
+    #[serde(default)]
+    pub methods: Vec<Tried>,
     /// The broker in this process, if there is one.
     pub broker: Option<BrokerRole>,
     /// The relay in this process, if there is one.
@@ -442,6 +447,19 @@ pub struct Dropped {
     pub queue_full: u64,
 }
 
+/// A means to open a direct path, and how often it did.
+#[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug)]
+pub struct Tried {
+    /// `udp`, or as `method` of a peer.
+    pub method: String,
+    /// Times that it was tried.
+    pub tried: u64,
+    /// Times that it led to a proven way.
+    pub opened: u64,
+    /// Of these, at the first introduction.
+    pub first: u64,
+}
+
 /// A broker, seen from inside.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Eq, Debug, Default)]
 pub struct BrokerRole {
@@ -523,6 +541,7 @@ impl Status {
             unknown_peers: Vec::new(),
             revocations: 0,
             dropped: Dropped::default(),
+            methods: Vec::new(),
             broker: None,
             relay: None,
             stun: None,
@@ -545,6 +564,7 @@ impl From<Snapshot> for Status {
             unknown_peers: snapshot.unknown_peers.iter().map(ToString::to_string).collect(),
             revocations: snapshot.revocations,
             dropped: snapshot.counters.into(),
+            methods: snapshot.methods.into_iter().map(Tried::from).collect(),
             relay: snapshot.served.map(RelayRole::from),
             ..Self::serving()
         }
@@ -593,6 +613,13 @@ impl From<PeerStatus> for Peer {
             beside_method: peer.beside.map(|(_, method)| method.name().to_owned()),
             next_try_s: peer.next_try.map(|wait| wait.as_secs()),
         }
+    }
+}
+
+impl From<(Means, Count)> for Tried {
+    fn from((means, count): (Means, Count)) -> Self {
+        let Count { tried, opened, first } = count;
+        Self { method: means.name().to_owned(), tried, opened, first }
     }
 }
 
@@ -805,6 +832,7 @@ mod tests {
                 stats: Stats { sessions: 3, ..Stats::default() },
             }),
             counters: Counters { spoofed: 6, ..Counters::default() },
+            methods: vec![(Means::Udp, Count { tried: 9, opened: 8, first: 7 })],
         }
     }
 
@@ -817,6 +845,7 @@ mod tests {
             ("/addresses/0", "\"10.77.0.1\""),
             ("/candidates/0/kind", "\"mapped\""),
             ("/dropped/spoofed", "6"),
+            ("/methods/0", "{\"first\":7,\"method\":\"udp\",\"opened\":8,\"tried\":9}"),
             ("/unknown_peers/0", "\"nsa\""),
             ("/relay/sessions", "3"),
             ("/relay/listen/0", "\"192.0.2.1:4\""),

@@ -4,7 +4,7 @@
 //! socket or stream, an event of a stream, an event of the link to the broker, a change of the local network, a request
 //! of an operator; and time. Everything that comes out is put into an [`Output`]; nothing is called back.
 //!
-//! The parts: `peers` (the table and its indexes), `directory` (who is in the network), `routes` (who owns which inner
+//! The parts: `peers` (the table and its indexes), `methods` (what opened direct paths), `directory` (who is in the network), `routes` (who owns which inner
 //! address), `registration` (the data socket's mapping), and one file per direction of travel: `outbound`, `inbound`,
 //! `rendezvous`. The order of events is the caller's; the node keeps deadlines and asks to be woken for them.
 //!
@@ -13,6 +13,7 @@
 
 pub mod directory;
 mod inbound;
+pub mod methods;
 mod nat;
 mod observers;
 mod outbound;
@@ -61,6 +62,7 @@ use crate::nat::candidate::MAX_CANDIDATES;
 use crate::nat::candidate::Transport;
 use crate::node::directory::Directory;
 use crate::node::directory::Known;
+use crate::node::methods::Methods;
 use crate::node::observers::Observers;
 use crate::node::output::Notice;
 use crate::node::output::Order;
@@ -198,6 +200,8 @@ pub struct Node {
     revocations: RevocationList,
     pings: Vec<pings::Ping>,
     counters: Counters,
+    /// What opened direct paths.
+    methods: Methods,
     /// Open streams and whose they are.
     streams: BTreeMap<StreamId, Owner>,
     ports: BTreeMap<PortId, PeerId>,
@@ -246,6 +250,7 @@ impl Node {
             revocations,
             pings: Vec::new(),
             counters: Counters::default(),
+            methods: Methods::default(),
             streams: BTreeMap::new(),
             ports: BTreeMap::new(),
             served: None,
@@ -486,6 +491,11 @@ impl Node {
     /// what changed.
     fn pump(&mut self, id: PeerId, now: Now, out: &mut Output) {
         let Some(peer) = self.peers.get_mut(id) else { return };
+        if let Kind::Mesh(mesh) = &mut peer.kind {
+            while let Some(outcome) = mesh.path.poll_outcome() {
+                self.methods.learn(outcome, &self.profile, &mesh.profile);
+            }
+        }
         let wants = peer.path_mut().is_some_and(|path| {
             while let Some(order) = path.poll_order() {
                 match order {

@@ -346,6 +346,7 @@ impl Node {
             candidates: offer.candidates,
             profile: offer.profile,
             relays,
+            remembered: self.methods.remembered(&self.profile, &offer.profile),
         };
         if let Some(Peer { kind: Kind::Mesh(mesh), .. }) = self.peers.get_mut(id) {
             mesh.profile = offer.profile;

@@ -43,6 +43,7 @@ impl Node {
             revocations: self.revocations.version,
             served: self.served(),
             counters: self.counters,
+            methods: self.methods.counts(),
         }
     }
 

@@ -12,7 +12,9 @@ use crate::identity::names::MemberName;
 use crate::identity::names::NetworkName;
 use crate::nat::behavior::Profile;
 use crate::nat::candidate::Candidate;
+use crate::node::methods::Count;
 use crate::node::serve::Served;
+use crate::path::Means;
 use crate::path::RelayedBy;
 use crate::punch::method::How;
 use crate::punch::method::Method;
@@ -177,6 +179,8 @@ pub struct Snapshot {
     pub served: Option<Served>,
     /// What was dropped.
     pub counters: Counters,
+    /// What opened direct paths, and how often.
+    pub methods: Vec<(Means, Count)>,
 }
 
 #[cfg(test)]

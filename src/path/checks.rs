@@ -7,6 +7,8 @@ use crate::base::transmit::Via;
 use crate::path::Believed;
 use crate::path::Ctx;
 use crate::path::MAX_INTRODUCTIONS;
+use crate::path::Means;
+use crate::path::Outcome;
 use crate::path::Path;
 use crate::path::leg::Leg;
 use crate::punch::keys::Check;
@@ -123,11 +125,14 @@ impl Path {
             self.on_direct(leg, now);
             return true;
         }
-        let found = self
-            .attempts
-            .iter_mut()
-            .filter(|a| a.keys().attempt() == keys.attempt())
-            .find_map(|a| a.handle_success(transaction, now));
+        let attempt = self.attempts.iter_mut().find(|a| a.keys().attempt() == keys.attempt());
+        let Some(attempt) = attempt else { return false };
+        let (_, _, before) = attempt.tally();
+        let found = attempt.handle_success(transaction, now);
+        if before == 0 && attempt.tally().2 > 0 {
+            let first = self.effort.rung() == 0;
+            self.streams.tell(Outcome::Opened { means: Means::Udp, first });
+        }
         // The answer must come from where the question went, or the way is not symmetric (RFC 8445 7.2.5.2.1).
         let Some(found) = found.filter(|f| (f.via, f.to) == (leg.via, leg.to) && !self.relays.owns(leg))
         else {

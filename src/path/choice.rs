@@ -323,7 +323,10 @@ mod tests {
         // Milliseconds, loss, and Mbit/s of cubic over direct UDP in the lab.
         for (rtt, loss, measured) in [(80, 0.001, 7.8), (80, 0.005, 2.0), (80, 0.01, 1.8), (160, 0.02, 0.3)] {
             let reached = bound(Duration::from_millis(rtt), loss) * 8.0 / 1e6;
-            assert!((0.4..2.0).contains(&(reached / measured)), "{rtt} ms, {loss}: {reached:.1} of {measured}");
+            assert!(
+                (0.4..2.0).contains(&(reached / measured)),
+                "{rtt} ms, {loss}: {reached:.1} of {measured}"
+            );
         }
     }
 
@@ -396,7 +399,9 @@ mod tests {
     #[test]
     fn a_move_that_made_nothing_faster_is_taken_back_and_not_repeated_for_long() {
         // Bytes a second over the stream, the pause of the traffic if there is one, and whether it stays there.
-        for (rate, pause, stays) in [(225_000, None, false), (2_000_000, None, true), (225_000, Some(10), true)] {
+        for (rate, pause, stays) in
+            [(225_000, None, false), (2_000_000, None, true), (225_000, Some(10), true)]
+        {
             let (mut choice, t0) = (Choice::new(origin()), origin());
             ride(&mut choice, t0);
             let mut streamed = 0;

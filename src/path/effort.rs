@@ -109,7 +109,9 @@ impl Effort {
         }
     }
 
-    const fn rung(self) -> usize {
+    /// How many tries failed in a row before this one, up to the last gap.
+    #[must_use]
+    pub const fn rung(self) -> usize {
         match self {
             Self::Resting { rung, .. } | Self::Asking { rung, .. } | Self::Punching { rung } => rung,
         }

@@ -66,6 +66,8 @@ pub use tally::Load;
 pub use terms::Carrier;
 pub use terms::Ctx;
 pub use terms::Introduction;
+pub use terms::Means;
+pub use terms::Outcome;
 pub use terms::RelayGrant;
 pub use terms::RelayedBy;
 pub use terms::Transport;
@@ -240,6 +242,9 @@ impl Path {
             None
         };
         let searches = self.prepare_search(&introduction, &targets, ctx);
+        if !targets.is_empty() {
+            self.streams.tell(Outcome::Tried(Means::Udp));
+        }
         self.prepare_streams(&introduction, &keys, !targets.is_empty(), searches, ctx);
         if self.attempts.len() == MAX_INTRODUCTIONS {
             self.attempts.remove(0);
@@ -319,6 +324,11 @@ impl Path {
             .chain(effort)
             .chain(idle)
             .min()
+    }
+
+    /// What came of attempts at a direct path.
+    pub fn poll_outcome(&mut self) -> Option<Outcome> {
+        self.streams.poll_outcome()
     }
 
     /// Work on streams.
@@ -402,7 +412,7 @@ impl Path {
     #[must_use]
     pub fn beside(&self) -> Option<(SocketAddr, Method)> {
         match self.beside? {
-            Leg { via: Via::Stream(id), to, .. } => Some((to, self.streams.method_of(id))),
+            Leg { via: Via::Stream(id), to, .. } => Some((to, self.streams.how(id).method)),
             Leg { via: Via::Udp(_), .. } => None,
         }
     }
@@ -534,7 +544,8 @@ impl Path {
             .or_else(|| self.ways.last_heard())
             .or_else(|| self.relays.best(false));
         let datagrams = chosen.is_some_and(|leg| matches!(leg.via, Via::Udp(_)) && !self.relays.owns(leg));
-        self.beside = stream.filter(|_| datagrams && (self.choice.rides().is_some() || self.peer_wants_stream));
+        self.beside =
+            stream.filter(|_| datagrams && (self.choice.rides().is_some() || self.peer_wants_stream));
         let Some(old) = self.carrier.filter(|old| Some(*old) != chosen) else {
             self.carrier = chosen;
             return;

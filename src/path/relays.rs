@@ -121,12 +121,7 @@ impl Relays {
     }
 
     /// Sends the probes that are due.
-    pub(super) fn probe(
-        &mut self,
-        carrying: Option<Carrying>,
-        numbers: &mut Numbers,
-        ctx: &mut Ctx<'_>,
-    ) {
+    pub(super) fn probe(&mut self, carrying: Option<Carrying>, numbers: &mut Numbers, ctx: &mut Ctx<'_>) {
         let now = ctx.now.instant;
         for session in &mut self.sessions {
             let bound = session.bound.as_mut().map(|(leg, health)| (*leg, health));

@@ -18,6 +18,8 @@ use crate::base::transmit::StreamOrder;
 use crate::base::transmit::Via;
 use crate::path::Ctx;
 use crate::path::Introduction;
+use crate::path::Means;
+use crate::path::Outcome;
 use crate::path::Path;
 use crate::path::Transport;
 use crate::path::leg::Leg;
@@ -25,6 +27,7 @@ use crate::punch::keys::Numbers;
 use crate::punch::keys::PairKeys;
 use crate::punch::method::How;
 use crate::punch::method::Method;
+use crate::punch::method::Round;
 use crate::punch::plan;
 use crate::punch::tcp;
 use crate::punch::tcp::Attempt;
@@ -40,6 +43,7 @@ pub(super) struct Streams {
     orders: VecDeque<StreamOrder>,
     ready: VecDeque<(AttemptId, Ready)>,
     failed: Option<(u32, Option<String>)>,
+    outcomes: VecDeque<Outcome>,
 }
 
 impl Streams {
@@ -136,8 +140,15 @@ impl Streams {
         attempt.handle_success(transaction, now)
     }
 
-    /// A stream is proven: the others go.
-    pub(super) fn win(&mut self, winner: StreamId, now: Instant) {
+    /// A stream is proven: the others go. `first` if nothing was tried in vain before this introduction.
+    pub(super) fn win(&mut self, winner: StreamId, first: bool, now: Instant) {
+        if self.is_open() {
+            let means = Means::Tcp(self.how(winner).method);
+            if means == Means::Tcp(Method::Reversal) {
+                self.tell(Outcome::Tried(means));
+            }
+            self.tell(Outcome::Opened { means, first });
+        }
         for attempt in &mut self.attempts {
             attempt.win(winner, now);
         }
@@ -158,8 +169,11 @@ impl Streams {
             attempt.handle_timeout(&mut ctx.hands());
         }
         self.collect();
-        let failed = &mut self.failed;
+        let (failed, outcomes) = (&mut self.failed, &mut self.outcomes);
         self.attempts.retain(|attempt| {
+            if attempt.has_failed() {
+                outcomes.push_back(Outcome::Exhausted);
+            }
             if attempt.is_over() {
                 let (dials, why) = attempt.tally();
                 *failed = Some((dials, why.map(str::to_owned)));
@@ -181,6 +195,15 @@ impl Streams {
     /// What the last attempt that failed says: connections tried, and what went wrong in the end.
     pub(super) fn failure(&self) -> Option<(u32, Option<&str>)> {
         self.failed.as_ref().map(|(dials, why)| (*dials, why.as_deref()))
+    }
+
+    /// News for whoever counts.
+    pub(super) fn tell(&mut self, outcome: Outcome) {
+        self.outcomes.push_back(outcome);
+    }
+
+    pub(super) fn poll_outcome(&mut self) -> Option<Outcome> {
+        self.outcomes.pop_front()
     }
 
     pub(super) fn poll_order(&mut self) -> Option<StreamOrder> {
@@ -207,6 +230,8 @@ impl Streams {
     fn collect(&mut self) {
         for attempt in &mut self.attempts {
             self.orders.extend(std::iter::from_fn(|| attempt.poll_order()));
+            let tried = std::iter::from_fn(|| attempt.poll_tried());
+            self.outcomes.extend(tried.map(|method| Outcome::Tried(Means::Tcp(method))));
             if let Some(ready) = attempt.poll_ready() {
                 self.ready.push_back((attempt.keys().attempt(), ready));
             }
@@ -297,12 +322,15 @@ impl Path {
         {
             self.trouble = Some(hopeless.to_string());
         }
+        let rounds = rounds.unwrap_or_default();
+        let remembered = |round: &Round| Some(round.method) == introduction.remembered;
         let plan = tcp::Plan {
             own: ctx.profile.tcp,
             public: ctx.local.public.clone(),
             observer: ctx.observer,
             targets: plan::tcp_targets(ctx.local, &introduction.candidates),
-            rounds: rounds.unwrap_or_default(),
+            first: rounds.iter().position(remembered).unwrap_or(0),
+            rounds,
         };
         self.streams.add(Attempt::new(keys.clone(), plan, start));
     }
@@ -327,11 +355,12 @@ impl Path {
         if !self.streams.is_open() {
             return;
         }
+        let first = self.effort.rung() == 0;
         match self.ways.best_proven(self.carrier).map(|leg| leg.via) {
-            Some(Via::Stream(winner)) => self.streams.win(winner, now),
+            Some(Via::Stream(winner)) => self.streams.win(winner, first, now),
             Some(Via::Udp(_)) if self.wants_stream() => {
                 if let Some(Leg { via: Via::Stream(winner), .. }) = self.ways.best_stream() {
-                    self.streams.win(winner, now);
+                    self.streams.win(winner, first, now);
                 }
             }
             Some(Via::Udp(_)) => self.streams.give_up(),

@@ -109,7 +109,8 @@ impl Tally {
             if at < last.at + STEP {
                 return;
             }
-            let (left, came) = (sent.messages.wrapping_sub(last.sent.messages), arrived.wrapping_sub(last.arrived));
+            let (left, came) =
+                (sent.messages.wrapping_sub(last.sent.messages), arrived.wrapping_sub(last.arrived));
             // More than were sent, by more than overtake each other: the peer counts anew, or another way.
             if came > left.saturating_add(left / 4).saturating_add(64) {
                 self.marks.clear();

@@ -83,6 +83,42 @@ pub enum Transport {
     Udp,
 }
 
+/// By what a direct path is opened.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Means {
+    /// Checks over UDP.
+    Udp,
+    /// A TCP connection, and how.
+    Tcp(Method),
+}
+
+impl Means {
+    /// Its name in `status`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp(method) => method.name(),
+        }
+    }
+}
+
+/// What came of an attempt at a direct path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It was tried.
+    Tried(Means),
+    /// It gave a proven way.
+    Opened {
+        /// By what.
+        means: Means,
+        /// At the first introduction.
+        first: bool,
+    },
+    /// All rounds of TCP punching were tried in vain.
+    Exhausted,
+}
+
 /// One offer of the broker, with everything in it verified.
 #[derive(Clone, Debug)]
 pub struct Introduction {
@@ -96,6 +132,8 @@ pub struct Introduction {
     pub profile: Profile,
     /// Relays, best first.
     pub relays: Vec<RelayGrant>,
+    /// The method of TCP punching that worked between such NATs before.
+    pub remembered: Option<Method>,
 }
 
 /// A relay session that we may use.

@@ -35,6 +35,12 @@ pub enum Method {
 }
 
 impl Method {
+    /// Whether it is one of the rounds of a plan; the others go on beside them.
+    #[must_use]
+    pub const fn is_round(self) -> bool {
+        !matches!(self, Self::Direct | Self::Reversal)
+    }
+
     /// Its name in `status`.
     #[must_use]
     pub const fn name(self) -> &'static str {

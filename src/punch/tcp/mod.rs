@@ -78,6 +78,9 @@ pub struct Attempt {
     orders: VecDeque<StreamOrder>,
     ready: Option<Ready>,
     dials: u32,
+    /// All rounds are over, and nothing came of them.
+    failed: bool,
+    tried: VecDeque<Method>,
     why: Option<String>,
 }
 
@@ -153,7 +156,7 @@ impl Attempt {
     /// Begins at `start`, or when the peer is found to have begun.
     #[must_use]
     pub fn new(keys: PairKeys, plan: Plan, start: Instant) -> Self {
-        let Plan { own, public, observer, targets, rounds } = plan;
+        let Plan { own, public, observer, targets, rounds, first } = plan;
         Self {
             keys,
             own,
@@ -162,13 +165,15 @@ impl Attempt {
             targets,
             rounds,
             at: 0,
-            stage: Stage::Waiting { until: start, round: 0 },
+            stage: Stage::Waiting { until: start, round: first },
             port: None,
             bound: Bound::default(),
             streams: BTreeMap::new(),
             orders: VecDeque::new(),
             ready: None,
             dials: 0,
+            failed: false,
+            tried: VecDeque::new(),
             why: None,
         }
     }
@@ -183,6 +188,12 @@ impl Attempt {
     #[must_use]
     pub fn is_over(&self) -> bool {
         matches!(self.stage, Stage::Over)
+    }
+
+    /// Whether all rounds were tried in vain.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.failed
     }
 
     /// Whether something may come of it, now or when it begins.
@@ -324,6 +335,7 @@ impl Attempt {
         let family =
             |v4: bool| endpoints.iter().copied().filter(move |to| to.is_ipv4() == v4).take(plan.dials);
         let endpoints = family(true).chain(family(false)).collect();
+        self.tried.push_back(plan.method);
         self.stage = Stage::Dialling { start, endpoints, step: Step::Start, again: Vec::new() };
     }
 
@@ -377,7 +389,10 @@ impl Attempt {
                 self.end(now);
             }
             Stage::Dialling { .. } => self.dial(hands),
-            Stage::Ending { until } if *until <= now => self.give_up(),
+            Stage::Ending { until } if *until <= now => {
+                self.failed = true;
+                self.give_up();
+            }
             Stage::Won { until, winner } if *until <= now => {
                 let winner = *winner;
                 self.close_unless(|id, stream| id == winner || stream.hello.is_none());
@@ -413,12 +428,20 @@ impl Attempt {
         self.orders.pop_front()
     }
 
+    /// A method that was begun with.
+    pub fn poll_tried(&mut self) -> Option<Method> {
+        self.tried.pop_front()
+    }
+
     /// What the broker is to be told.
     pub fn poll_ready(&mut self) -> Option<Ready> {
         self.ready.take()
     }
 
     fn begin(&mut self, round: usize, hands: &mut Hands<'_>) {
+        if !self.targets.is_empty() {
+            self.tried.push_back(Method::Direct);
+        }
         for to in std::mem::take(&mut self.targets) {
             self.open(Dial::plain(to), Role::Plain, hands);
         }

@@ -68,4 +68,6 @@ pub struct Plan {
     pub targets: Vec<SocketAddr>,
     /// The rounds.
     pub rounds: Vec<Round>,
+    /// With which to begin, counted from 0: what worked before. The peer is drawn along.
+    pub first: usize,
 }

@@ -113,6 +113,31 @@ fn whoever_is_awaited_begins_at_once_and_catches_up() {
 }
 
 #[test]
+fn what_worked_before_is_begun_with_and_a_failure_is_known_as_one() {
+    let stunt2 = method::stunt2::round(&INDEPENDENT, Side::Asking);
+    let mut story = Story::new(Side::Asking, method::simultaneous::round(&INDEPENDENT));
+    story.attempt.rounds[1] = stunt2;
+    story.attempt.stage = Stage::Waiting { until: story.now, round: 1 };
+    story.with(|a, h| a.handle_awaited(1, h));
+    story.bound();
+    let (look, _) = story.opened_one();
+    story.look_answers(look, "203.0.113.5:4000");
+    assert_eq!(
+        story.attempt.poll_ready().unwrap().round,
+        2,
+        "the peer, who waits for round 1, is drawn along"
+    );
+    story.go(&["198.51.100.7:5000"], Duration::ZERO);
+    assert_eq!(story.attempt.poll_tried(), Some(Method::Stunt2));
+    while !story.attempt.is_over() {
+        assert!(!story.attempt.has_failed());
+        story.next();
+    }
+    assert!(story.attempt.has_failed());
+    assert_eq!(story.attempt.poll_tried(), None, "what comes before it is left to the next introduction");
+}
+
+#[test]
 fn a_nat_that_steps_is_met_where_it_will_be() {
     let own = |mapping, step| Behavior { mapping, ports: PortAssignment::Delta(step), ..INDEPENDENT };
     let seen = at("203.0.113.5:20000");
@@ -249,6 +274,7 @@ impl Story {
             observer: Some(observer),
             targets: Vec::new(),
             rounds: vec![round; 2],
+            first: 0,
         };
         let attempt = Attempt::new(keys, plan, now);
         Self {
