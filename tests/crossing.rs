@@ -209,6 +209,7 @@ impl Machine {
             observer: None,
             targets: Vec::new(),
             rounds: vec![simultaneous::round(&own)],
+            first: 0,
         };
         let attempt = Attempt::new(keys.clone(), plan, now());
         let known = self.running.remove(&n).and_then(|early| early.peer);
@@ -319,7 +320,7 @@ impl Machine {
                 let received = stun::Received::parse(&bytes)?;
                 let proven = match running.keys.judge(&received).context("a check under other keys")? {
                     Check::Request(transaction) => {
-                        outbox.push(Via::Stream(id), to, &running.keys.success(transaction, to));
+                        outbox.push(Via::Stream(id), to, &running.keys.success(transaction, to, None));
                         // Whoever was dialled proves the stream by a check of its own, later, which is left out here.
                         Some(id).filter(|_| is_accepted(id))
                     }
