@@ -1,11 +1,13 @@
 //! What a measurement means, in plain words, as pure functions of the report.
 
+use crate::discovery::question::IDLE;
 use crate::discovery::report::Figures;
 use crate::discovery::report::Report;
 use crate::nat::behavior::Behavior;
 use crate::nat::behavior::Filtering;
 use crate::nat::behavior::Mapping;
 use crate::nat::behavior::PortAssignment;
+use crate::nat::behavior::Profile;
 use crate::nat::behavior::Reaction;
 use crate::wire::stun::stunt::Segment;
 
@@ -24,6 +26,7 @@ pub(super) fn sentences(report: &Report) -> Vec<String> {
         None => format!("TCP: {tcp_words}."),
     });
     lines.extend(hairpin(udp, tcp));
+    lines.extend(lifetimes(report));
     lines.push(expectation(report));
     lines
 }
@@ -87,6 +90,25 @@ fn hairpin(udp: &Behavior, tcp: &Behavior) -> Option<String> {
         _ => "machines behind it do not reach each other by its outer address, but by their own ones",
     };
     Some(format!("Hairpin: {words}."))
+}
+
+fn lifetimes(report: &Report) -> Option<String> {
+    let Profile { udp, tcp, transitory, .. } = &report.profile;
+    let known = [
+        ("UDP", udp.lifetime),
+        ("TCP connections", tcp.lifetime),
+        ("TCP after a SYN", transitory.opening),
+        ("TCP after a FIN", transitory.closing),
+    ];
+    let words = |(what, lifetime): (&str, Option<u16>)| {
+        Some(match lifetime? {
+            // The shortest wait was too long.
+            seconds if seconds < IDLE[0] => format!("{what} less than {} s", IDLE[0]),
+            seconds => format!("{what} {seconds} s or more"),
+        })
+    };
+    let known: Vec<String> = known.into_iter().filter_map(words).collect();
+    (!known.is_empty()).then(|| format!("Idle mappings live: {}.", known.join(", ")))
 }
 
 fn expectation(report: &Report) -> String {
@@ -203,7 +225,6 @@ fn yes(answer: bool) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nat::behavior::Profile;
     use crate::nat::classify::Ports;
     use crate::nat::market;
 
@@ -266,5 +287,16 @@ mod tests {
         ] {
             assert_eq!(sentences(&report(udp, tcp)).join(" "), wanted);
         }
+    }
+
+    #[test]
+    fn how_long_idle_mappings_live_is_said_where_it_is_known() {
+        let behavior = |lifetime| Behavior { passes: Some(true), lifetime, ..Behavior::default() };
+        let mut measured = report(behavior(Some(30)), behavior(Some(1)));
+        measured.profile.transitory.closing = Some(120);
+        let said = sentences(&measured).join(" ");
+        let wanted = "Idle mappings live: UDP 30 s or more, TCP connections less than 10 s, TCP after a FIN 120 s or more.";
+        assert!(said.contains(wanted), "{said}");
+        assert!(!sentences(&report(behavior(None), behavior(None))).join(" ").contains("Idle"));
     }
 }

@@ -267,6 +267,19 @@ async fn a_wait_is_answered_when_its_time_has_come_and_others_overtake_it() {
 }
 
 #[tokio::test]
+async fn a_client_that_ends_its_side_still_hears_what_it_asked_for_and_then_the_end() {
+    let handle = start();
+    let mut client = Client::connect(handle.addrs()[0]).await;
+    let wait = Probe { action: Action::Wait { seconds: 0 }, watch: Duration::ZERO, ..connect() };
+    let request = Message::request(STUNT_PROBE, TransactionId([5; 12])).with(Attribute::StuntProbe(wait));
+    client.stream.write_all(&request.emit(Integrity::None)).await.unwrap();
+    client.stream.shutdown().await.unwrap();
+    let answer = client.hear().await.unwrap();
+    assert_eq!(answer.stunt_outcome().unwrap().event, Event::Sent);
+    assert_eq!(client.hear().await, None);
+}
+
+#[tokio::test]
 async fn one_address_and_one_port_offer_what_they_can() {
     let listen = vec!["0.0.0.0:0".parse().unwrap()];
     let places = Places { listen, ..Places::default() };
