@@ -403,14 +403,14 @@ fn a_stun_server_inside_the_carriers_network_shows_its_customers_a_direct_way() 
 }
 
 #[test]
-fn a_symmetric_nat_opposite_a_port_restricted_one_is_relayed_and_says_why() {
+fn two_symmetric_nats_are_relayed_and_say_why() {
     lab::test(|lab| {
-        let sites = [Site::new(Nat::SymmetricRandom).lan(1), Site::new(Nat::PortRestricted).lan(2)];
+        let sites = [1, 2].map(|lan| Site::new(Nat::SymmetricRandom).lan(lan));
         let world = World::new(lab, sites, &Link::delayed(DELAY))?;
         world.meet()?;
         let path = stays_relayed(&world.alice, "bob")?;
         let why = path.all.get("why").and_then(|why| why.as_str()).unwrap_or_default().to_owned();
-        say(&format!("symmetric x port-restricted, the reason given: {why}"));
+        say(&format!("symmetric x symmetric, the reason given: {why}"));
         Ok(())
     });
 }

@@ -37,7 +37,7 @@ const PROMISED: [(&str, &str, AtWorst, AtWorst); 13] = [
     ("never-syn", "never-syn", Direct, Relay),
     ("linux", "port-step1", Direct, Direct),
     ("port-step1", "session-step1", Direct, Relay),
-    ("linux", "session-random", Relay, Relay),
+    ("linux", "session-random", Direct, Relay),
     ("session-random", "session-random", Relay, Relay),
 ];
 

@@ -92,6 +92,8 @@ pub struct Path {
     attempts: Vec<Attempt>,
     streams: Streams,
     search: Option<Search>,
+    /// When a large search sent its last packet.
+    swept: Option<Instant>,
     sockets: Sockets,
     ways: Ways,
     relays: Relays,
@@ -129,6 +131,7 @@ impl Path {
             attempts: Vec::new(),
             streams: Streams::default(),
             search: None,
+            swept: None,
             sockets: Sockets::default(),
             ways: Ways::default(),
             relays: Relays::default(),

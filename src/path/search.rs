@@ -101,6 +101,11 @@ impl Path {
             return None;
         }
         let part = search::part(ctx.profile, &introduction.profile)?;
+        let now = ctx.now.instant;
+        let rests = self.swept.is_some_and(|at| now < at + search::REST);
+        if rests && matches!(part, Part::Many | Part::Sweep) {
+            return None;
+        }
         // IPv6 is not translated.
         let view = ctx.view.filter(|view| view.mapped.is_ipv4())?;
         let seen = |kind: Kind| kind == Kind::Mapped;
@@ -111,9 +116,9 @@ impl Path {
         let first_rung = u32::try_from(targets.len()).unwrap_or(0) + 1;
         let wait = match part {
             Part::Next(_) => attempt::PACE * first_rung,
-            Part::Told | Part::Between(_) => Duration::ZERO,
+            Part::Told | Part::Between(_) | Part::Many | Part::Sweep => Duration::ZERO,
         };
-        Some(Search::new(introduction.attempt, part, terms, ctx.now.instant + wait))
+        Some(Search::new(introduction.attempt, part, terms, now + wait))
     }
 
     /// Does what the search wants.
@@ -140,6 +145,10 @@ impl Path {
                         ctx.outbox.push(Via::Udp(socket), to, &question);
                     }
                     Deed::Knock(socket, to) => {
+                        if search.is_large() {
+                            self.swept = Some(now);
+                        }
+                        self.sockets.found.insert((Via::Udp(socket), to), search.how());
                         let check = attempt.keys().request(self.numbers.next(ctx.rng), 0);
                         ctx.outbox.push(Via::Udp(socket), to, &check);
                     }

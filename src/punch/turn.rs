@@ -1,5 +1,5 @@
-//! Whose turn it is behind a NAT whose ports step: between a look from outside and the packets that follow it, no other
-//! attempt of this member may use a port up.
+//! Whose turn it is. Behind a NAT whose ports step no other attempt of this member may use a port up between a look from
+//! outside and the packets that follow it; and thousands of packets to one peer's NAT are enough at a time.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -36,6 +36,13 @@ impl Turn {
             None => self.waiting.push_back((who, now)),
         }
         false
+    }
+
+    /// `who` has the turn until then and not for the usual time.
+    pub fn keep(&mut self, who: AttemptId, until: Instant) {
+        if let Some((_, ends)) = self.holder.as_mut().filter(|(holder, _)| *holder == who) {
+            *ends = until;
+        }
     }
 
     /// `who` will have sent everything by `until`.

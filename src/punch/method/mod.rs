@@ -26,8 +26,10 @@ pub enum Method {
     Reversal,
     /// [`simultaneous`].
     Simultaneous,
-    /// [`prediction`].
+    /// [`prediction`]; over UDP a [`search`](crate::punch::search).
     Prediction,
+    /// Over UDP alone: many sockets of one side and many guesses of the other ([`search`](crate::punch::search)).
+    Birthday,
     /// [`low_ttl`].
     LowTtl,
     /// [`stunt2`].
@@ -49,6 +51,7 @@ impl Method {
             Self::Reversal => "reversal",
             Self::Simultaneous => "p2pnat",
             Self::Prediction => "prediction",
+            Self::Birthday => "birthday",
             Self::LowTtl => "p2pnat-low-ttl",
             Self::Stunt2 => "stunt-2",
         }

@@ -14,18 +14,25 @@
 //!   the next few ports, and write to them in order. The packet to the n-th guess then has the n-th guessed port itself.
 //!   Another mapping in between spoils it, so the attempts of a member take turns ([`super::turn`]).
 //!
+//! * A NAT that gives random ports is met by chance (the birthday paradox; frp, EasyTier and Tailscale's blog describe it for
+//!   UDP): its side writes to the peer from [`SOCKETS`] sockets, the peer to up to [`PROBES`] of the ports that may be
+//!   theirs. `1 - (1 - SOCKETS / 64,512) ^ PROBES` is 98 %, half of it after 175 probes. Where the first few ports lie narrows
+//!   the range. Once in [`REST`], and one at a time.
+//!
 //! Sockets are fresh in every round, since an old one has old ports for old destinations. The search orders them and is told
 //! what a look has seen; which ways come of it, the checks decide.
 
 mod part;
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::time::Duration;
 use std::time::Instant;
 
 use crate::base::id::AttemptId;
 use crate::base::id::SocketId;
+use crate::base::rng::Rng;
 use crate::base::transmit::Via;
 use crate::punch::method::How;
 use crate::punch::method::Method;
@@ -56,6 +63,22 @@ const SENDING: Duration = ms(50);
 const ROUNDS_BETWEEN: u8 = 2;
 /// Rounds in which they are guessed.
 const ROUNDS_NEXT: u8 = 3;
+/// Sockets of a side that has random ports. Each is a mapping at its NAT for half a minute or so; home routers hold
+/// thousands.
+pub const SOCKETS: usize = 256;
+/// Ports that the other side tries: as many mappings at its own NAT.
+pub const PROBES: u32 = 1024;
+/// Between two of these probes: 250 a second, a quarter of a megabit.
+const SWEEP_PACE: Duration = ms(4);
+/// Sockets that are opened at a time, and the pause behind them.
+const BATCH: usize = 16;
+const BATCH_PACE: Duration = ms(10);
+/// How long all that takes.
+const SWEEP_LIMIT: Duration = ms(4500);
+/// Before the next try with the same peer.
+pub const REST: Duration = Duration::from_secs(120);
+/// Ports below are not given out by NATs.
+const LOWEST_PORT: u16 = 1024;
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -95,18 +118,55 @@ pub struct Search {
     at: u8,
     stage: Stage,
     looks: Vec<Look>,
+    /// Sockets that have no look.
+    many: Vec<SocketId>,
     deeds: VecDeque<Deed>,
     ready: Option<Ready>,
 }
 
 #[derive(Debug)]
 enum Stage {
-    Waiting { until: Instant },
-    Looking { since: Instant, sent: usize },
-    Ready { since: Instant },
-    Starting { at: Instant, endpoints: Vec<SocketAddr> },
-    Checking { until: Instant },
+    Waiting {
+        until: Instant,
+    },
+    Looking {
+        since: Instant,
+        sent: usize,
+    },
+    Ready {
+        since: Instant,
+    },
+    Starting {
+        at: Instant,
+        endpoints: Vec<SocketAddr>,
+    },
+    Checking {
+        until: Instant,
+    },
+    /// Opens more sockets.
+    Opening {
+        due: Instant,
+        left: usize,
+        until: Instant,
+    },
+    /// Tries ports.
+    Sweeping {
+        due: Instant,
+        ports: Sweep,
+    },
     Over,
+}
+
+/// Ports in an order that visits each once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Sweep {
+    at: IpAddr,
+    /// The range: its first port, and how many there are.
+    first: u16,
+    count: u32,
+    /// Where in the range the sweep begins, and how many ports it has tried.
+    start: u32,
+    tried: u32,
 }
 
 #[derive(Debug)]
@@ -124,7 +184,7 @@ impl Search {
     pub fn new(attempt: AttemptId, part: Part, terms: Terms, start: Instant) -> Self {
         let stage = Stage::Waiting { until: start };
         let (looks, deeds) = (Vec::new(), VecDeque::new());
-        Self { attempt, part, terms, at: 0, stage, looks, deeds, ready: None }
+        Self { attempt, part, terms, at: 0, stage, looks, many: Vec::new(), deeds, ready: None }
     }
 
     /// The introduction that it is for.
@@ -136,7 +196,17 @@ impl Search {
     /// How a way is found now.
     #[must_use]
     pub fn how(&self) -> How {
-        How { method: Method::Prediction, round: Some(self.at + 1) }
+        let method = match self.part {
+            Part::Told | Part::Between(_) | Part::Next(_) => Method::Prediction,
+            Part::Many | Part::Sweep => Method::Birthday,
+        };
+        How { method, round: Some(self.at + 1) }
+    }
+
+    /// Whether it takes hundreds of sockets and packets.
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        matches!(self.part, Part::Many | Part::Sweep)
     }
 
     /// Whether something may come of it.
@@ -148,7 +218,8 @@ impl Search {
     /// Whether a socket is still needed.
     #[must_use]
     pub fn uses(&self, socket: SocketId) -> bool {
-        self.is_open() && self.looks.iter().any(|look| look.socket == socket)
+        let looks = || self.looks.iter().map(|look| look.socket);
+        self.is_open() && looks().chain(self.many.iter().copied()).any(|used| used == socket)
     }
 
     /// Does what is due.
@@ -166,11 +237,15 @@ impl Search {
             Stage::Ready { since } if *since + READY_LIMIT <= now => self.give_up(),
             Stage::Starting { at, .. } if *at <= now => self.start(hands),
             Stage::Checking { until } if *until <= now => self.next_round(hands),
+            Stage::Opening { due, .. } if *due <= now => self.open_more(hands),
+            Stage::Sweeping { due, .. } if *due <= now => self.sweep(now),
             Stage::Waiting { .. }
             | Stage::Looking { .. }
             | Stage::Ready { .. }
             | Stage::Starting { .. }
             | Stage::Checking { .. }
+            | Stage::Opening { .. }
+            | Stage::Sweeping { .. }
             | Stage::Over => {}
         }
     }
@@ -183,6 +258,7 @@ impl Search {
             Stage::Looking { since, sent } => Some(*since + LADDER.get(*sent).copied().unwrap_or(LOOK_LIMIT)),
             Stage::Ready { since } => Some(*since + READY_LIMIT),
             Stage::Starting { at, .. } => Some(*at),
+            Stage::Opening { due, .. } | Stage::Sweeping { due, .. } => Some(*due),
             Stage::Over => None,
         }
     }
@@ -226,6 +302,8 @@ impl Search {
             | Stage::Ready { .. }
             | Stage::Starting { .. }
             | Stage::Checking { .. }
+            | Stage::Opening { .. }
+            | Stage::Sweeping { .. }
             | Stage::Over => {}
         }
     }
@@ -263,12 +341,20 @@ impl Search {
                 self.looks.clear();
                 return self.say_ready(endpoints, Duration::ZERO, now);
             }
-            Part::Next(_) if !hands.turn.take(self.attempt, now) => {
+            Part::Next(_) | Part::Many | Part::Sweep if !hands.turn.take(self.attempt, now) => {
                 self.stage = Stage::Waiting { until: now + turn::AGAIN };
                 return;
             }
+            Part::Sweep => {
+                self.say_ready(vec![self.terms.mapped], Duration::ZERO, now);
+                return hands.turn.keep(self.attempt, now + SWEEP_LIMIT);
+            }
             Part::Next(_) => 1,
             Part::Between(_) => 2,
+            Part::Many => {
+                hands.turn.keep(self.attempt, now + SWEEP_LIMIT);
+                MAX_ENDPOINTS
+            }
         };
         self.looks.clear();
         for _ in 0..sockets {
@@ -290,6 +376,7 @@ impl Search {
         match self.part {
             Part::Told | Part::Between(_) => ROUNDS_BETWEEN,
             Part::Next(_) => ROUNDS_NEXT,
+            Part::Many | Part::Sweep => 1,
         }
     }
 
@@ -312,7 +399,8 @@ impl Search {
         let endpoints = match (self.part, &seen[..]) {
             (Part::Between(step), [(first, _), (last, _)]) => between(*first, *last, step),
             (Part::Next(step), [(first, _)]) => next(*first, step, MAX_ENDPOINTS),
-            (Part::Told | Part::Between(_) | Part::Next(_), _) => return,
+            (Part::Many, all) if all.len() == self.looks.len() => all.iter().map(|(seen, _)| *seen).collect(),
+            (Part::Told | Part::Between(_) | Part::Next(_) | Part::Many | Part::Sweep, _) => return,
         };
         if endpoints.is_empty() {
             // The numbers began anew, or the NAT does not do what it was seen to do.
@@ -323,8 +411,10 @@ impl Search {
     }
 
     fn say_ready(&mut self, endpoints: Vec<SocketAddr>, rtt: Duration, now: Instant) {
-        // The second look has done its duty.
-        self.looks.truncate(1);
+        if matches!(self.part, Part::Between(_)) {
+            // The second look has done its duty.
+            self.looks.truncate(1);
+        }
         self.ready = Some(Ready { round: FIRST_ROUND + self.at, endpoints, rtt });
         self.stage = Stage::Ready { since: now };
     }
@@ -340,11 +430,80 @@ impl Search {
                 self.deeds.extend(endpoints.into_iter().filter(same).map(|to| Deed::Check(own, to)));
                 hands.turn.end(self.attempt, hands.now + SENDING);
             }
+            (Part::Many, _) => {
+                let sockets = self.looks.iter().map(|look| look.socket);
+                self.deeds.extend(sockets.map(|socket| Deed::Knock(socket, self.terms.peer)));
+                let left = SOCKETS - self.looks.len();
+                self.stage = Stage::Opening { due: hands.now, left, until: hands.now + SWEEP_LIMIT };
+                return;
+            }
+            (Part::Sweep, _) => {
+                // Nobody but the peer is to be swept, whatever it says.
+                let peer = self.terms.peer.ip();
+                let seen = endpoints.iter().filter(|to| to.ip() == peer).map(SocketAddr::port);
+                let ports = Sweep::new(peer, &seen.collect::<Vec<_>>(), hands.rng);
+                self.stage = Stage::Sweeping { due: hands.now, ports };
+                return;
+            }
             (Part::Told | Part::Between(_) | Part::Next(_), _) => {
                 self.deeds.extend(endpoints.into_iter().map(|to| Deed::Check(Via::udp_for(to), to)));
             }
         }
         self.stage = Stage::Checking { until: hands.now + CHECK_LIMIT };
+    }
+
+    /// The next few sockets of many.
+    fn open_more(&mut self, hands: &mut Hands<'_>) {
+        let Stage::Opening { due, left, until } = &mut self.stage else { return };
+        let some = BATCH.min(*left);
+        if some == 0 {
+            self.stage = Stage::Checking { until: *until };
+            return;
+        }
+        (*due, *left) = (hands.now + BATCH_PACE, *left - some);
+        for _ in 0..some {
+            let socket = SocketId(hands.number());
+            self.many.push(socket);
+            self.deeds.extend([Deed::Open(socket), Deed::Knock(socket, self.terms.peer)]);
+        }
+    }
+
+    /// The next port.
+    fn sweep(&mut self, now: Instant) {
+        let Stage::Sweeping { due, ports } = &mut self.stage else { return };
+        match ports.next() {
+            Some(to) => {
+                *due = now + SWEEP_PACE;
+                self.deeds.push_back(Deed::Knock(SocketId::V4, to));
+            }
+            None => self.stage = Stage::Checking { until: now + CHECK_LIMIT },
+        }
+    }
+}
+
+impl Sweep {
+    /// Of the ports of `at` among which those are that were `seen`: evenly spread ports are met in any part of their range
+    /// equally often, so the part that is known suffices.
+    fn new(at: IpAddr, seen: &[u16], rng: &mut Rng) -> Self {
+        let (low, high) = (seen.iter().min().copied(), seen.iter().max().copied());
+        let (low, high) = (low.unwrap_or(LOWEST_PORT).max(LOWEST_PORT), high.unwrap_or(u16::MAX));
+        let wide = u32::from(high.saturating_sub(low)) + 1 >= PROBES;
+        let (low, high) = if wide { (low, high) } else { (LOWEST_PORT, u16::MAX) };
+        let count = u32::from(high - low) + 1;
+        Self { at, first: low, count, start: rng.below(count), tried: 0 }
+    }
+}
+
+impl Iterator for Sweep {
+    type Item = SocketAddr;
+
+    fn next(&mut self) -> Option<SocketAddr> {
+        if self.tried == PROBES {
+            return None;
+        }
+        let offset = (self.start + self.tried) % self.count;
+        self.tried += 1;
+        Some(SocketAddr::new(self.at, self.first + u16::try_from(offset).ok()?))
     }
 }
 

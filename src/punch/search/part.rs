@@ -2,6 +2,7 @@
 
 use crate::nat::behavior::Behavior;
 use crate::nat::behavior::Filtering;
+use crate::nat::behavior::PortAssignment;
 use crate::nat::behavior::Profile;
 use crate::punch::method::depends;
 use crate::punch::method::steps;
@@ -15,6 +16,10 @@ pub enum Part {
     Between(i16),
     /// Its NAT steps, and so does the peer's: the next ports are guessed from one look.
     Next(i16),
+    /// Its NAT gives random ports, and the peer's endpoint is known: it writes to the peer from many sockets.
+    Many,
+    /// The other side of that: it writes to many of the peer's ports.
+    Sweep,
 }
 
 /// How the outer port for a new destination is found.
@@ -22,6 +27,7 @@ pub enum Part {
 enum Ports {
     Known,
     Steps(i16),
+    Random,
     Unknowable,
 }
 
@@ -37,18 +43,18 @@ pub fn part(own: &Profile, peer: &Profile) -> Option<Part> {
         (Ports::Known, Ports::Steps(_)) if is_strict(ours) => Some(Part::Told),
         (Ports::Steps(step), Ports::Known) if is_strict(theirs) => Some(Part::Between(step)),
         (Ports::Steps(step), Ports::Steps(_)) => Some(Part::Next(step)),
-        (Ports::Known, Ports::Known | Ports::Steps(_))
-        | (Ports::Steps(_), Ports::Known)
-        | (Ports::Unknowable, _)
-        | (_, Ports::Unknowable) => None,
+        (Ports::Random, Ports::Known) if is_strict(theirs) => Some(Part::Many),
+        (Ports::Known, Ports::Random) if is_strict(ours) => Some(Part::Sweep),
+        (Ports::Known | Ports::Steps(_) | Ports::Random | Ports::Unknowable, _) => None,
     }
 }
 
 const fn ports(udp: &Behavior) -> Ports {
     match steps(udp) {
         Some(step) => Ports::Steps(step),
-        None if depends(udp.mapping) => Ports::Unknowable,
-        None => Ports::Known,
+        None if !depends(udp.mapping) => Ports::Known,
+        None if matches!(udp.ports, PortAssignment::Random) => Ports::Random,
+        None => Ports::Unknowable,
     }
 }
 
@@ -61,7 +67,6 @@ const fn is_strict(udp: &Behavior) -> bool {
 mod tests {
     use super::*;
     use crate::nat::behavior::Mapping;
-    use crate::nat::behavior::PortAssignment;
 
     #[test]
     fn the_two_parts_of_every_pair_of_nats() {
@@ -87,7 +92,10 @@ mod tests {
             (steps(1), steps(-2), Some((Part::Next(1), Part::Next(-2)))),
             (steps(0), linux, None),
             (steps(1), random, None),
-            (random, linux, None),
+            (random, linux, Some((Part::Many, Part::Sweep))),
+            (random, unknown, Some((Part::Many, Part::Sweep))),
+            (random, cone, None),
+            (random, random, None),
             (steps(1), mute, None),
         ] {
             let profile = |udp| Profile { udp, ..Profile::default() };

@@ -1,6 +1,7 @@
 //! Stories of one search, with a clock that jumps and two NATs that step.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use super::*;
 use crate::base::rng::Rng;
@@ -120,6 +121,50 @@ fn guesses_wait_for_their_turn_and_an_answer_of_a_stranger_is_none() {
     assert_eq!(anna.ready(), None);
 }
 
+#[test]
+fn random_ports_are_met_by_many_sockets_and_many_guesses_and_no_more_than_that() {
+    let (mut anna, mut bert) = (Side::new(1, Part::Many), Side::new(2, Part::Sweep));
+    anna.nat.random = Some(Rng::new(Seed([3; 32])));
+    anna.act();
+    anna.answer();
+    bert.act();
+    let (of_anna, of_bert) = (anna.ready().unwrap(), bert.ready().unwrap());
+    assert_eq!(of_anna.1.len(), MAX_ENDPOINTS, "where its ports lie");
+    anna.go(FIRST_ROUND, of_bert.1);
+    bert.go(FIRST_ROUND, of_anna.1);
+    anna.until_over();
+    bert.until_over();
+    let open: BTreeSet<SocketAddr> = anna.knocked.iter().map(|(from, _)| *from).collect();
+    assert_eq!((open.len(), anna.knocked.len()), (SOCKETS, SOCKETS));
+    assert!(anna.knocked.iter().all(|(_, to)| *to == bert.nat.common));
+    let tried: BTreeSet<SocketAddr> = bert.knocked.iter().map(|(_, to)| *to).collect();
+    assert_eq!((tried.len(), bert.knocked.len()), (1024, 1024), "none twice");
+    assert!(bert.now - bert.began >= SWEEP_PACE * 1023, "paced");
+    let met = bert.knocked.iter().position(|(_, to)| open.contains(to)).expect("98 times of 100");
+    assert!(met < 1024, "{met}");
+}
+
+#[test]
+fn a_sweep_goes_to_the_address_that_the_broker_saw_and_keeps_to_a_range_that_is_wide_enough() {
+    let rng = &mut Rng::new(Seed([0; 32]));
+    for (seen, first, count) in [
+        (&[][..], 1024, 64_512),
+        (&[40_000, 50_000, 45_000], 40_000, 10_001),
+        (&[40_000, 40_100], 1024, 64_512),
+        (&[1, 65_535], 1024, 64_512),
+    ] {
+        let sweep = Sweep::new(at(1, 1).ip(), seen, rng);
+        assert_eq!((sweep.first, sweep.count), (first, count), "{seen:?}");
+        assert!(sweep.clone().all(|to| to.port() >= first && u32::from(to.port() - first) < count));
+        assert_eq!(sweep.map(|to| to.port()).collect::<BTreeSet<_>>().len(), 1024);
+    }
+    let mut bert = Side::new(2, Part::Sweep);
+    bert.act();
+    bert.go(FIRST_ROUND, vec![at(77, 40_000), at(77, 50_000)]);
+    bert.until_over();
+    assert!(bert.knocked.iter().all(|(_, to)| to.ip() == at(1, 1).ip()), "whatever the peer says");
+}
+
 /// One member with its NAT, which gives every destination the port after the last one.
 struct Side {
     search: Search,
@@ -131,6 +176,8 @@ struct Side {
     turn: Turn,
     /// Looks that were not answered yet.
     questions: Vec<(SocketId, TransactionId)>,
+    /// Knocks of its whole life, by what they look like outside.
+    knocked: Vec<(SocketAddr, SocketAddr)>,
 }
 
 struct Nat {
@@ -140,6 +187,8 @@ struct Nat {
     step: i32,
     /// Mappings of others after each of ours.
     busy: i32,
+    /// Whether it gives out any port instead.
+    random: Option<Rng>,
     mappings: BTreeMap<(SocketId, SocketAddr), SocketAddr>,
 }
 
@@ -155,10 +204,12 @@ impl Side {
         #[expect(clippy::disallowed_methods, reason = "a test needs some origin to count from")]
         let now = Instant::now();
         let terms = Terms { broker: at(200, 6060), mapped: at(number, 4000), peer: at(3 - number, 4000) };
-        let nat = Nat { common: at(number, 4000), last: 30_000, step: 1, busy: 0, mappings: BTreeMap::new() };
+        let common = at(number, 4000);
+        let nat = Nat { common, last: 30_000, step: 1, busy: 0, random: None, mappings: BTreeMap::new() };
         let rng = Rng::new(Seed([number; 32]));
         let search = Search::new(ATTEMPT, part, terms, now);
-        Self { search, nat, now, began: now, rng, next: 2, turn: Turn::default(), questions: Vec::new() }
+        let turn = Turn::default();
+        Self { search, nat, now, began: now, rng, next: 2, turn, questions: Vec::new(), knocked: Vec::new() }
     }
 
     fn with<T>(&mut self, act: impl FnOnce(&mut Search, &mut Hands<'_>) -> T) -> T {
@@ -179,7 +230,11 @@ impl Side {
                     let look = self.search.looks.iter().find(|look| look.socket == socket).unwrap();
                     self.questions.push((socket, look.transaction));
                 }
-                Deed::Knock(socket, to) => left.knocked = Some(self.nat.out(socket, to)),
+                Deed::Knock(socket, to) => {
+                    let from = self.nat.out(socket, to);
+                    self.knocked.push((from, to));
+                    left.knocked = Some(from);
+                }
                 Deed::Check(Via::Udp(SocketId::V4), to) => left.checked.push((self.nat.common, to)),
                 Deed::Check(Via::Udp(socket), to) => left.checked.push((self.nat.out(socket, to), to)),
                 Deed::Check(Via::Stream(_), _) => panic!("a search has no streams"),
@@ -208,6 +263,13 @@ impl Side {
         self.search.handle_go(round, endpoints, Duration::ZERO, self.now);
     }
 
+    fn until_over(&mut self) {
+        while self.search.is_open() {
+            self.act();
+            self.until_due();
+        }
+    }
+
     fn until_due(&mut self) {
         self.now = self.search.poll_timeout().unwrap_or(self.now);
     }
@@ -215,7 +277,14 @@ impl Side {
 
 impl Nat {
     fn out(&mut self, socket: SocketId, to: SocketAddr) -> SocketAddr {
+        if socket == SocketId::V4 {
+            return self.common;
+        }
         *self.mappings.entry((socket, to)).or_insert_with(|| {
+            if let Some(rng) = &mut self.random {
+                let port = 1024 + u16::try_from(rng.below(64_512)).unwrap();
+                return SocketAddr::new(self.common.ip(), port);
+            }
             self.last += self.step;
             let port = u16::try_from(self.last).unwrap();
             self.last += self.step * self.busy;

@@ -188,36 +188,38 @@ fn an_attempt_that_nobody_takes_part_in_ends() {
 
 #[test]
 fn a_peer_that_dies_in_the_middle_leaves_nothing_open_after_two_minutes() {
-    let died: [(&str, fn(&mut Story)); 6] = [
-        ("before the look", |story| {
+    let deaths: [Death; 6] = [
+        Death("before the look", |story| {
             story.bound();
         }),
-        ("before it was ready", |story| {
+        Death("before it was ready", |story| {
             story.bound();
             let (look, _) = story.opened_one();
             story.look_answers(look, "203.0.113.5:4000");
         }),
-        ("while both dialled", |story| story.until_dialling(&["198.51.100.7:5000", "198.51.100.7:5001"])),
-        ("after a stream came up", |story| {
+        Death("while both dialled", |story| {
+            story.until_dialling(&["198.51.100.7:5000", "198.51.100.7:5001"])
+        }),
+        Death("after a stream came up", |story| {
             story.until_dialling(&["198.51.100.7:5000"]);
             let (id, _) = story.opened_one();
             story.with(|a, h| a.handle_opened(id, h));
             story.attempt.greeted(id, TransactionId([1; 12]), story.now);
         }),
-        ("after it had dialled us", |story| {
+        Death("after it had dialled us", |story| {
             story.until_dialling(&["198.51.100.7:5000"]);
             let (port, id) = (story.attempt.port.unwrap(), StreamId(1 << 31));
             assert!(story.attempt.handle_accepted(id, port, at("198.51.100.7:5001")));
             story.open.insert(format!("{id:?}"));
         }),
-        ("after everything was refused", |story| {
+        Death("after everything was refused", |story| {
             story.until_dialling(&["198.51.100.7:5000"]);
             let (id, _) = story.opened_one();
             story.with(|a, h| a.handle_closed(id, &Gone::new(Why::Refused, "refused"), h));
             story.open.remove(&format!("{id:?}"));
         }),
     ];
-    for (when, until_then) in died {
+    for Death(when, until_then) in deaths {
         for side in [Side::Asking, Side::Asked] {
             let mut story = Story::new(side, method::simultaneous::round(&INDEPENDENT));
             until_then(&mut story);
@@ -249,6 +251,9 @@ const INDEPENDENT: Behavior = Behavior {
 };
 const BROKER: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 1)), 6060);
 const KEY: [u8; 32] = [3; 32];
+
+/// When a peer dies, and how far the story goes until then.
+struct Death(&'static str, fn(&mut Story));
 
 struct Story {
     attempt: Attempt,
