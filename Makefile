@@ -15,7 +15,7 @@ help:
 	@echo 'make test-backends   the tests of the data plane again, without offloads (root)'
 	@echo 'make check       format, lints, documentation, fast tests, fuzz targets compile, licences (no root)'
 	@echo 'make bench       speed, delay and cost against what the machine can do and other tunnels (root, 20 minutes)'
-	@echo 'make bench-relay what one relay carries by its kernel, in user space, and beside a kernel NAT (root, 10 minutes)'
+	@echo 'make bench-relay what one relay carries by its kernel, in user space, and beside a kernel NAT and coturn (root, 15 minutes)'
 	@echo 'make bench-micro sealing, cutting, joining, routing, each alone (no root)'
 	@echo 'make fuzz        every fuzz target for a minute'
 	@echo 'make interop     our STUN server, asked by clients that others wrote before every NAT (root, three minutes)'
@@ -83,8 +83,10 @@ bench: root build
 	$(BUILD) cargo build --release --locked -p ntcp-lab
 	target/release/ntcp-lab bench --bin $(PRODUCT) --rounds $(ROUNDS) --seconds $(SECONDS) $(if $(ONLY),--only '$(ONLY)')
 
-# ROUNDS, SECONDS, CONNECTIONS (of the second column) and IDLE (sessions that stand beside) change what is measured.
+# ROUNDS, SECONDS, CONNECTIONS (numbers, separated by commas), IDLE and ACTIVE (sessions on one relay) change what is
+# measured.
 bench-relay: root packages
+	@tests/lab/install.sh turnserver coturn
 	$(BUILD) cargo bench --locked --bench relay --no-run
 	ROUNDS=$(ROUNDS) SECONDS=$(SECONDS) $(ROOT) cargo bench --locked --bench relay
 

@@ -16,6 +16,7 @@ use anyhow::Result;
 use ntcp_lab::Lab;
 use ntcp_lab::Link;
 use ntcp_lab::Namespace;
+use ntcp_lab::Process;
 use ntcp_lab::wire;
 use ntcp_overlay::base::hidden::Hidden;
 use ntcp_overlay::base::id::RelaySession;
@@ -46,7 +47,9 @@ use ntcp_overlay::wire::stun;
 use rustix::pipe::SpliceFlags;
 
 use crate::CHUNK;
+use crate::datagrams::Post;
 use crate::means::Means;
+use crate::turn;
 
 const A: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const B: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -73,7 +76,17 @@ pub(crate) struct Field {
 pub(crate) struct Open {
     pub(crate) pipes: Vec<Pipe>,
     /// Whatever serves them, until it is dropped.
-    pub(crate) relay: Option<Handle>,
+    pub(crate) serving: Serving,
+}
+
+/// What runs at the relay's machine beside its kernel.
+pub(crate) enum Serving {
+    /// Nothing, or a thread that ends with its connections.
+    Nothing,
+    /// Ours, in this process.
+    Ours(#[expect(dead_code, reason = "it serves until it is dropped")] Handle),
+    /// Another program.
+    Process(Process),
 }
 
 /// One connection.
@@ -138,7 +151,7 @@ impl Field {
                     "table ip nat {\nchain out {\ntype nat hook postrouting priority 100\nmasquerade\n}\n}\n";
                 self.r.nft(&format!("flush ruleset\n{}", if means == Means::Nat { nat } else { "" }))?;
                 let pipes = self.dial_sink(connections, SocketAddr::from(([198, 51, 100, 2], SINK)))?;
-                Ok(Open { pipes, relay: None })
+                Ok(Open { pipes, serving: Serving::Nothing })
             }
             Means::Splice2 | Means::Copy => {
                 self.r.nft("flush ruleset\n")?;
@@ -146,13 +159,28 @@ impl Field {
                 let to = SocketAddr::from((R, PORT));
                 // The forwarder joins each connection with the next.
                 let pipes = (0..connections).map(|_| Ok(Pipe::plain(dial(&self.a, to)?, dial(&self.b, to)?)));
-                Ok(Open { pipes: pipes.collect::<Result<_>>()?, relay: None })
+                Ok(Open { pipes: pipes.collect::<Result<_>>()?, serving: Serving::Nothing })
+            }
+            Means::Coturn => {
+                self.r.nft("flush ruleset\n")?;
+                let server = turn::start(&self.r, R)?;
+                let at = SocketAddr::from((R, turn::PORT));
+                let mut pipes = Vec::new();
+                for _ in 0..connections {
+                    let (mut near, mut far) = (dial(&self.a, at)?, dial(&self.b, at)?);
+                    turn::join(&mut near, &mut far)?;
+                    // Between its two allocations it sends datagrams.
+                    let (chunk, small) = (turn::message(1200).repeat(54), turn::message(4));
+                    let arrived = [small.len(); 2];
+                    pipes.push(Pipe { near, far, chunk, small: [small.clone(), small], arrived });
+                }
+                Ok(Open { pipes, serving: Serving::Process(server) })
             }
             Means::Kernel => {
                 self.r.nft("flush ruleset\n")?;
                 let relay = self.relay(true)?;
                 let pipes = (0..connections).map(|n| self.spliced(&relay, n)).collect::<Result<_>>()?;
-                Ok(Open { pipes, relay: Some(relay.handle) })
+                Ok(Open { pipes, serving: Serving::Ours(relay.handle) })
             }
             Means::Userspace => {
                 self.r.nft("flush ruleset\n")?;
@@ -165,8 +193,43 @@ impl Field {
                     let arrived = [small[0].len(), small[1].len()];
                     pipes.push(Pipe { near, far, chunk, small, arrived });
                 }
-                Ok(Open { pipes, relay: Some(relay.handle) })
+                Ok(Open { pipes, serving: Serving::Ours(relay.handle) })
             }
+        }
+    }
+
+    /// A way for datagrams by this means, and what serves it.
+    pub(crate) fn post(&self, means: Means) -> Result<(Post, Serving)> {
+        let open = |ns: &Namespace, port: u16| -> Result<UdpSocket> {
+            Ok(ns.inside(move || UdpSocket::bind(("0.0.0.0", port)))??)
+        };
+        let plain = |payload: usize| vec![0x5a; payload];
+        match means {
+            Means::Router | Means::Nat => {
+                drop(self.open(means, 0)?);
+                let (near, far) = (open(&self.a, 0)?, open(&self.b, SINK)?);
+                near.connect(("198.51.100.2", SINK))?;
+                Ok((Post { near, far, wrap: Box::new(plain) }, Serving::Nothing))
+            }
+            Means::Kernel | Means::Userspace => {
+                self.r.nft("flush ruleset\n")?;
+                let relay = self.relay(means == Means::Kernel)?;
+                let ((near, a), (far, _)) =
+                    (self.bound(&self.a, &relay, 0, 0)?, self.bound(&self.b, &relay, 0, 1)?);
+                near.connect((R, PORT))?;
+                let header = a.bound().context("not bound")?.channel.header();
+                let wrap = move |payload| [&header[..], &plain(payload)].concat();
+                Ok((Post { near, far, wrap: Box::new(wrap) }, Serving::Ours(relay.handle)))
+            }
+            Means::Coturn => {
+                self.r.nft("flush ruleset\n")?;
+                let server = turn::start(&self.r, R)?;
+                let at = SocketAddr::from((R, turn::PORT));
+                let (mut near, mut far) = (turn::socket(&self.a, at)?, turn::socket(&self.b, at)?);
+                turn::join(&mut near, &mut far)?;
+                Ok((Post { near, far, wrap: Box::new(turn::message) }, Serving::Process(server)))
+            }
+            Means::Splice2 | Means::Copy => anyhow::bail!("carries no datagrams"),
         }
     }
 
@@ -206,6 +269,13 @@ impl Field {
 
     /// Binds one side over UDP; where it is to dial.
     fn gate(&self, ns: &Namespace, relay: &Running, session: usize, side: u8) -> Result<SocketAddr> {
+        let (_, client) = self.bound(ns, relay, session, side)?;
+        let bound = client.bound().context("not bound")?;
+        Ok(SocketAddr::new(IpAddr::V4(R), bound.gate.context("no gate")?.port))
+    }
+
+    /// Binds one side over UDP.
+    fn bound(&self, ns: &Namespace, relay: &Running, session: usize, side: u8) -> Result<(UdpSocket, Side)> {
         let socket = ns.inside(|| UdpSocket::bind("0.0.0.0:0"))??;
         socket.set_read_timeout(Some(Duration::from_millis(300)))?;
         let mut client = relay.side(session, side, Transport::Udp)?;
@@ -220,8 +290,8 @@ impl Field {
         let (len, from) = answer?;
         let answer = stun::Received::parse(buffer.get(..len).unwrap_or_default())?;
         client.handle_response(via, from, &answer, clock::now());
-        let bound = client.bound().context("not bound")?;
-        Ok(SocketAddr::new(IpAddr::V4(R), bound.gate.context("no gate")?.port))
+        client.bound().context("not bound")?;
+        Ok((socket, client))
     }
 
     /// A process that joins each connection with the next, like any relay in user space; it ends with its connections.

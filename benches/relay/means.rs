@@ -15,11 +15,16 @@ pub(crate) enum Means {
     Splice2,
     /// A forwarder that reads and writes, 256 KiB at a time.
     Copy,
+    /// coturn, both members its clients over TCP, or over UDP.
+    Coturn,
 }
 
 impl Means {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Router, Self::Nat, Self::Kernel, Self::Userspace, Self::Splice2, Self::Copy];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Router, Self::Nat, Self::Kernel, Self::Userspace, Self::Splice2, Self::Copy, Self::Coturn];
+    /// Those that carry datagrams.
+    pub(crate) const DATAGRAMS: [Self; 5] =
+        [Self::Router, Self::Nat, Self::Kernel, Self::Userspace, Self::Coturn];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -29,6 +34,7 @@ impl Means {
             Self::Userspace => "relay, user space",
             Self::Splice2 => "splice(2) forwarder",
             Self::Copy => "copying forwarder",
+            Self::Coturn => "coturn",
         }
     }
 }
