@@ -149,6 +149,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             RelayDelay { name: "nas".parse()?, rtt: Some(40) },
             RelayDelay { name: "far".parse()?, rtt: None },
         ]),
+        ToBroker::Dialled {
+            attempt: AttemptId([6; 16]),
+            round: 1,
+            forge: true,
+            from: "203.0.113.5:50000".parse()?,
+            syn: vec![0x50; 40],
+        },
         ToBroker::Renew { request: RequestId(4), csr: request },
         ToBroker::Ping { nonce: 5 },
     ];
@@ -164,6 +171,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             stun: vec!["198.51.100.1:3478".parse()?],
             observed: "203.0.113.5:50000".parse()?,
             time: now,
+            forge: true,
         }),
         FromBroker::Found { request: RequestId(1), member: member.clone() },
         FromBroker::Listing { request: RequestId(2), members: vec![member.clone(); 2], more: true },

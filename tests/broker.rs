@@ -670,6 +670,7 @@ async fn start(dir: &Path, listen: SocketAddr, authority: &Authority, credential
         credentials,
         authority: Some(authority.clone()),
         certificate_ttl: DAY * 90,
+        forge: false,
     };
     BrokerServer::start(config).await.unwrap()
 }

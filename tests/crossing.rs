@@ -244,7 +244,7 @@ impl Machine {
                         self.ports.remove(&port);
                         self.doors.unbind_port(port);
                     }
-                    StreamOrder::OpenUdp(_) | StreamOrder::CloseUdp(_) => {}
+                    StreamOrder::OpenUdp(_) | StreamOrder::CloseUdp(_) | StreamOrder::Print(..) => {}
                 }
             }
             let Some(running) = self.running.get_mut(&n) else { return Ok(()) };
@@ -269,7 +269,10 @@ impl Machine {
                 told.push(Told::Frame(id, bytes.to_vec()));
             }
             Event::Stream { id, event: StreamEvent::Closed(gone) } => told.push(Told::Closed(id, gone)),
-            Event::Datagram { .. } | Event::Device | Event::Woken => {}
+            Event::Datagram { .. }
+            | Event::Stream { event: StreamEvent::Dialled(_), .. }
+            | Event::Device
+            | Event::Woken => {}
         };
         let due = self.running.values().filter_map(|running| running.attempt.poll_timeout()).min();
         let moment = now();

@@ -506,7 +506,10 @@ impl Member {
             doors::Event::Stream { id, event: StreamEvent::Closed(gone) } => {
                 events.extend(side.handle_stream(id, StreamNews::Closed(gone.text), now));
             }
-            doors::Event::Accepted { .. } | doors::Event::Device | doors::Event::Woken => {}
+            doors::Event::Stream { event: StreamEvent::Dialled(_), .. }
+            | doors::Event::Accepted { .. }
+            | doors::Event::Device
+            | doors::Event::Woken => {}
         };
         doors.wait(now.instant, Some(Duration::from_millis(5)), &mut on).unwrap();
     }

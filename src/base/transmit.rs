@@ -4,6 +4,7 @@
 //! and no second copy per packet. Datagrams that follow each other to one destination lie next to each other, which is
 //! what a batched send wants.
 
+use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::ops::Range;
@@ -36,6 +37,8 @@ impl Via {
 /// What happened to a stream.
 #[derive(Debug)]
 pub enum StreamEvent<'a> {
+    /// Our SYN has left: the whole IP packet. Told of dials that asked for it.
+    Dialled(&'a [u8]),
     /// Connected.
     Opened,
     /// One whole frame, without its header.
@@ -92,9 +95,11 @@ pub struct Dial {
     pub to: SocketAddr,
     /// From a bound port; otherwise the system chooses one.
     pub from: Option<PortId>,
-    /// Time to live of the first SYN; otherwise the system's. With one, ICMP errors about packets that died on the way do
-    /// not end the attempt.
+    /// Time to live of the first SYN; otherwise the system's, as from the moment it is connected. With one, ICMP errors
+    /// about packets that died on the way do not end the attempt.
     pub ttl: Option<u8>,
+    /// Whether the SYN is to be told of; needs CAP_NET_RAW, and is for dials from a bound port over IPv4.
+    pub told: bool,
     /// What will be spoken.
     pub framing: Framing,
     /// Whether it leads to a relay, so that it may go through a proxy, and looks as the port demands (`wire::dress`). Peers
@@ -106,7 +111,7 @@ impl Dial {
     /// A plain connection that carries frames.
     #[must_use]
     pub const fn plain(to: SocketAddr) -> Self {
-        Self { to, from: None, ttl: None, framing: Framing::Frames, to_relay: false }
+        Self { to, from: None, ttl: None, told: false, framing: Framing::Frames, to_relay: false }
     }
 
     /// A connection to a relay, by whatever way it is reached.
@@ -117,7 +122,7 @@ impl Dial {
 }
 
 /// Work on streams and on sockets of an attempt's own.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StreamOrder {
     /// Open one under this number, chosen by whoever orders and never used again. A [`StreamEvent`] follows.
     Open(StreamId, Dial),
@@ -125,6 +130,8 @@ pub enum StreamOrder {
     Close(StreamId),
     /// The system's time to live from now on, for one that was opened with another.
     RaiseTtl(StreamId),
+    /// Send a whole IPv4 packet that was made by hand, to its destination; needs CAP_NET_RAW.
+    Print(Ipv4Addr, Vec<u8>),
     /// Take a free port and listen on it, for IPv4 and, if it can be had, for IPv6. What was got is told at once.
     Bind(PortId),
     /// Give a port back. Streams that were dialled from it or accepted at it live on.

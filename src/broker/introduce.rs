@@ -9,6 +9,7 @@ use crate::base::id::AttemptId;
 use crate::base::id::RelaySession;
 use crate::base::id::RequestId;
 use crate::base::time::Now;
+use crate::broker::forge::Meeting;
 use crate::broker::registry::Action;
 use crate::broker::registry::Broker;
 use crate::broker::registry::ConnId;
@@ -44,6 +45,7 @@ struct Attempt {
     conveyed: [u8; 2],
     relays: Vec<MemberName>,
     start: Start,
+    meeting: Meeting,
 }
 
 impl Attempts {
@@ -51,7 +53,8 @@ impl Attempts {
         for relay in &relays {
             *self.load.entry(relay.clone()).or_default() += 1;
         }
-        self.open.insert(id, Attempt { sides, conveyed: [0; 2], relays, start: Start::default() });
+        let (start, meeting) = (Start::default(), Meeting::default());
+        self.open.insert(id, Attempt { sides, conveyed: [0; 2], relays, start, meeting });
         self.expiry.push_back((now + ATTEMPT_LIFE, id));
     }
 
@@ -81,6 +84,17 @@ impl Attempts {
         let attempt = self.open.get_mut(&id).ok_or(Refusal::NotFound)?;
         let second = attempt.is_second(from)?;
         Ok((&mut attempt.start, attempt.sides.clone(), second))
+    }
+
+    /// The same of what both said of the SYNs that they sent.
+    pub(super) fn meeting_of(
+        &mut self,
+        id: AttemptId,
+        from: &MemberName,
+    ) -> Result<(&mut Meeting, [MemberName; 2], bool), Refusal> {
+        let attempt = self.open.get_mut(&id).ok_or(Refusal::NotFound)?;
+        let second = attempt.is_second(from)?;
+        Ok((&mut attempt.meeting, attempt.sides.clone(), second))
     }
 
     /// The side that `from`'s next message goes to.

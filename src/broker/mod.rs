@@ -8,6 +8,9 @@
 //! be `Register`; then requests follow in any order; `handle_closed` ends it. A second connection of one member ends the
 //! first. Everything that a call causes comes out as [`registry::Action`]s, in order.
 //!
+//! Where its owner allows it, the broker also answers TCP connections between two members in each other's name
+//! (`forge`): only to endpoints that it saw itself, only for a pair that it has introduced and that both ask for it.
+//!
 //! What the broker refuses to do: to believe a certificate that is revoked or expired, at any message; to tell a member
 //! an address that the other may not have (see [`candidates`]); to carry data (four short handshake messages a side and
 //! attempt, no more); to sign anything by itself: it orders a renewal, and the engine, which may hold the CA, does it.
@@ -17,6 +20,7 @@ pub mod admission;
 pub mod assign;
 pub mod candidates;
 pub mod directory;
+mod forge;
 mod introduce;
 mod reach;
 pub mod registry;

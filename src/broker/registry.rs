@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::time::Duration;
 use std::time::Instant;
@@ -20,6 +21,9 @@ use crate::base::time::UnixTime;
 use crate::broker::candidates;
 use crate::broker::directory::Directory;
 use crate::broker::directory::Known;
+use crate::broker::forge;
+use crate::broker::forge::Dialled;
+use crate::broker::forge::Looked;
 use crate::broker::introduce::Attempts;
 use crate::broker::relays::Delays;
 use crate::identity::certificate::Certificate;
@@ -77,6 +81,13 @@ pub enum Action {
     Remember(Box<Certificate>),
     /// A member went: store when.
     Gone(MemberName, UnixTime),
+    /// Send these IP packets, whose sources are not ours, and log for whom.
+    Forge {
+        /// The two members.
+        pair: [MemberName; 2],
+        /// Each with its destination.
+        packets: [(IpAddr, Vec<u8>); 2],
+    },
     /// Sign a fresh certificate for this subject, store it, and call [`Broker::handle_renewed`].
     Renew {
         /// Who asked.
@@ -103,6 +114,8 @@ pub struct Settings {
     pub advertised_udp: Vec<SocketAddr>,
     /// Port of its UDP registrations, for members that reach it at an address that nobody configured.
     pub udp_port: Option<u16>,
+    /// Whether it forges SYN-ACKs for pairs of members that ask for it (STUNT-1).
+    pub forge: bool,
 }
 
 /// One connection whose certificate was checked.
@@ -114,6 +127,8 @@ pub(super) struct Conn {
     pub(super) registration: RegistrationId,
     /// Seen in UDP registrations, IPv4 and IPv6.
     pub(super) mapped: [Option<SocketAddr>; 2],
+    /// What its TCP connections looked like, which it asked about.
+    pub(super) looked: Looked,
     pub(super) presence: Option<Presence>,
 }
 
@@ -133,6 +148,7 @@ pub(super) struct Limits {
     connects: Bucket,
     pub(super) renewals: Bucket,
     changes: Bucket,
+    pub(super) forged: Bucket,
 }
 
 /// Counts since the start.
@@ -146,6 +162,8 @@ pub struct Counters {
     pub conveyed: u64,
     /// Rounds of TCP punching that were begun.
     pub started: u64,
+    /// Pairs of forged answers.
+    pub forged: u64,
     /// Requests refused.
     pub refused: u64,
     /// Requests over a rate.
@@ -171,6 +189,8 @@ pub struct Broker {
     untold: BTreeSet<MemberName>,
     limits: BTreeMap<MemberName, Limits>,
     pub(super) attempts: Attempts,
+    /// Rate of forged pairs of all members together; begins with the first.
+    pub(super) forged: Option<Bucket>,
     pub(super) local_relays: Vec<(Certificate, Vec<Candidate>)>,
     pub(super) stun: Vec<SocketAddr>,
     pub(super) revocations: RevocationList,
@@ -202,6 +222,7 @@ impl Broker {
             untold: BTreeSet::new(),
             limits: BTreeMap::new(),
             attempts: Attempts::default(),
+            forged: None,
             local_relays: Vec::new(),
             stun: Vec::new(),
             revocations,
@@ -229,7 +250,15 @@ impl Broker {
         let (source, local) = (canonical(source), canonical(local));
         self.conns.insert(
             conn,
-            Conn { certificate, source, local, registration, mapped: [None; 2], presence: None },
+            Conn {
+                certificate,
+                source,
+                local,
+                registration,
+                mapped: [None; 2],
+                looked: Looked::default(),
+                presence: None,
+            },
         );
         Some(registration)
     }
@@ -278,6 +307,9 @@ impl Broker {
                 self.on_ready(conn, attempt, round, &endpoints, rtt, out);
             }
             ToBroker::Delays(delays) => self.on_delays(conn, delays),
+            ToBroker::Dialled { attempt, round, forge, from, syn } => {
+                self.on_dialled(conn, attempt, &Dialled { round, forge, from, syn }, now, out);
+            }
             ToBroker::Renew { request, csr } => self.on_renew(conn, request, &csr, now, out),
         }
     }
@@ -312,6 +344,15 @@ impl Broker {
         if slot.replace(source) != Some(source) && peer.presence.is_some() {
             let name = peer.certificate.subject.uri.name.clone();
             self.on_changed(&name, now, out);
+        }
+    }
+
+    /// A member asked, over a TCP connection of its own, what that looks like: `source`.
+    pub fn handle_looked(&mut self, registration: RegistrationId, source: SocketAddr, now: Now) {
+        if let Some(conn) = self.by_registration.get(&registration)
+            && let Some(peer) = self.conns.get_mut(conn)
+        {
+            peer.looked.add(canonical(source), now.instant);
         }
     }
 
@@ -412,7 +453,7 @@ impl Broker {
         }
         let present = &self.present;
         self.limits.retain(|name, l| {
-            let quiet = [&l.requests, &l.connects, &l.renewals, &l.changes];
+            let quiet = [&l.requests, &l.connects, &l.renewals, &l.changes, &l.forged];
             present.contains_key(name) || quiet.iter().any(|bucket| !bucket.is_full(now.instant))
         });
     }
@@ -516,6 +557,7 @@ impl Broker {
             connects: bucket(CONNECTS),
             renewals: bucket(RENEWALS),
             changes: bucket(CHANGES),
+            forged: bucket(forge::OF_ONE),
         })
     }
 }
@@ -539,6 +581,7 @@ fn request_of(message: &ToBroker) -> RequestId {
         | ToBroker::Convey { .. }
         | ToBroker::Ready { .. }
         | ToBroker::Delays(_)
+        | ToBroker::Dialled { .. }
         | ToBroker::Ping { .. } => RequestId(0),
     }
 }

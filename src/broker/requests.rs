@@ -76,7 +76,8 @@ impl Broker {
         }
         self.counters.registered += 1;
         let (udp, stun) = (self.udp_for(local), self.stun.clone());
-        let registered = Registered { registration, udp, stun, observed, time: now.unix };
+        let forge = self.settings.forge;
+        let registered = Registered { registration, udp, stun, observed, time: now.unix, forge };
         out.push(Action::Send(conn, FromBroker::Registered(registered)));
         self.tell_relays(&[conn], out);
         if register.revocations < self.revocations.version {

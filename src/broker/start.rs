@@ -17,7 +17,7 @@ use crate::wire::broker::MAX_WAIT;
 use crate::wire::broker::Refusal;
 
 /// Times that one side may say it is ready, in one attempt: the rounds of a search, of a TCP plan, and one more.
-const MAX_READY: u8 = 8;
+pub(super) const MAX_READY: u8 = 8;
 
 /// Who is ready for which round.
 #[derive(Debug, Default)]
@@ -109,7 +109,7 @@ impl Broker {
         }
     }
 
-    fn tell(&self, name: &MemberName, message: FromBroker, out: &mut Vec<Action>) {
+    pub(super) fn tell(&self, name: &MemberName, message: FromBroker, out: &mut Vec<Action>) {
         if let Some((conn, _)) = self.connection_of(name) {
             out.push(Action::Send(conn, message));
         }

@@ -1,5 +1,6 @@
 //! Stories about the broker, with a jumping clock, and what the inline tests of its parts share.
 
+use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::net::SocketAddr;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use std::time::Instant;
 
 use crate::base::addr::OverlayAddrs;
+use crate::base::id::AttemptId;
 use crate::base::id::RegistrationId;
 use crate::base::id::RequestId;
 use crate::base::rng::Seed;
@@ -38,6 +40,8 @@ use crate::wire::broker::Register;
 use crate::wire::broker::RelayDelay;
 use crate::wire::broker::Target;
 use crate::wire::broker::ToBroker;
+use crate::wire::stun::captured;
+use crate::wire::syn;
 
 const DAY: u64 = 24 * 3600;
 const START: u64 = 20_000 * DAY;
@@ -87,6 +91,7 @@ impl Story {
             prefix_v6: "fd00::/64".parse().unwrap(),
             advertised_udp: vec!["192.0.2.1:6060".parse().unwrap()],
             udp_port: Some(6060),
+            forge: true,
         };
         let (directory, list) = (Directory::default(), RevocationList::default());
         let broker = Broker::new(settings, directory, list, Vec::new(), Seed([3; 32]));
@@ -565,4 +570,168 @@ fn watchers_learn_in_the_end_how_it_stands_with_a_member_that_comes_and_goes_too
     s.now = s.now.plus(Duration::from_secs(60));
     s.broker.handle_timeout(s.now, &mut s.out);
     assert!(told(&mut s).is_empty(), "once");
+}
+
+/// Where anna's and bert's connections are seen to come from.
+const ANNAS: &str = "198.51.100.1:41000";
+const BERTS: &str = "203.0.113.2:42000";
+
+/// Anna and Bert, introduced, each seen at an endpoint; the introduction's name.
+fn introduced() -> (Story, AttemptId) {
+    let mut s = Story::new();
+    let anna = s.join(ANNA, certificate("anna", 1), false);
+    let bert = s.join(BERT, certificate("bert", 2), false);
+    s.broker.handle_looked(anna, ANNAS.parse().unwrap(), s.now);
+    s.broker.handle_looked(bert, BERTS.parse().unwrap(), s.now);
+    s.out.clear();
+    s.ask_for_bert(1);
+    let attempt = s.offers(ANNA)[0].attempt;
+    s.out.clear();
+    (s, attempt)
+}
+
+/// What a member says that has dialled; its kernel's ports are those of its inside.
+fn dialled(attempt: AttemptId, round: u8, forge: bool, from: &str) -> ToBroker {
+    let packet = syn::testing::linux("192.168.1.2:5", "192.0.2.9:6", u32::from(round) * 1000, 7, 2);
+    let syn = packet[20..].to_vec();
+    ToBroker::Dialled { attempt, round, forge, from: from.parse().unwrap(), syn }
+}
+
+fn forgeries(s: &mut Story) -> Vec<[(IpAddr, Vec<u8>); 2]> {
+    let mut all = Vec::new();
+    s.out.retain(|action| match action {
+        Action::Forge { packets, .. } => {
+            all.push(packets.clone());
+            false
+        }
+        _ => true,
+    });
+    all
+}
+
+#[test]
+fn each_of_two_that_dialled_each_other_is_answered_in_the_others_name() {
+    let (mut s, attempt) = introduced();
+    s.say(ANNA, dialled(attempt, 1, true, ANNAS));
+    assert!(forgeries(&mut s).is_empty(), "not before both have said so");
+    s.say(BERT, dialled(attempt, 1, true, BERTS));
+    let forged = forgeries(&mut s);
+    let [[to_anna, to_bert]] = &forged[..] else { panic!("{forged:?}") };
+    for ((to, packet), from, at) in [(to_anna, BERTS, ANNAS), (to_bert, ANNAS, BERTS)] {
+        let (source, destination, segment) = captured::read(packet).unwrap();
+        assert_eq!((source, destination), (from.parse().unwrap(), at.parse().unwrap()));
+        assert_eq!((*to, segment.sequence, segment.acknowledgment), (destination.ip(), 1000, 1001));
+    }
+    for conn in [ANNA, BERT] {
+        let told = s.sent(conn);
+        assert!(matches!(&told[..], [FromBroker::Dialled { round: 1, forge: true, .. }]), "{told:?}");
+    }
+    s.say(BERT, dialled(attempt, 1, true, BERTS));
+    assert!(forgeries(&mut s).is_empty(), "one pair for two words");
+}
+
+#[test]
+fn whoever_answers_by_hand_gets_the_others_syn_and_nothing_is_forged() {
+    let (mut s, attempt) = introduced();
+    s.say(ANNA, dialled(attempt, 1, false, "192.0.2.77:9"));
+    s.say(BERT, dialled(attempt, 1, false, "192.0.2.78:9"));
+    assert!(forgeries(&mut s).is_empty());
+    let told = s.sent(ANNA);
+    assert!(
+        matches!(&told[..], [FromBroker::Dialled { forge: false, syn, .. }] if syn.len() == 40),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn nothing_is_forged_for_one_alone_nor_to_an_endpoint_that_was_not_seen_here() {
+    let good = |attempt: AttemptId| (dialled(attempt, 1, true, ANNAS), dialled(attempt, 1, true, BERTS));
+    type Say = fn(AttemptId) -> (ToBroker, ToBroker);
+    let stories: [(&str, Say); 6] = [
+        ("an endpoint that nobody has", |a| {
+            (dialled(a, 1, true, "192.0.2.99:80"), dialled(a, 1, true, BERTS))
+        }),
+        ("the other one's endpoint", |a| (dialled(a, 1, true, BERTS), dialled(a, 1, true, BERTS))),
+        ("the right address, another port", |a| {
+            (dialled(a, 1, true, "198.51.100.1:41001"), dialled(a, 1, true, BERTS))
+        }),
+        ("the other one did not ask for it", |a| (dialled(a, 1, true, ANNAS), dialled(a, 1, false, BERTS))),
+        ("the other one is in another round", |a| (dialled(a, 2, true, ANNAS), dialled(a, 1, true, BERTS))),
+        ("an introduction that never was", |a| {
+            let mut other = a;
+            other.0[0] ^= 1;
+            (dialled(other, 1, true, ANNAS), dialled(other, 1, true, BERTS))
+        }),
+    ];
+    for (what, say) in stories {
+        let (mut s, attempt) = introduced();
+        let (first, second) = say(attempt);
+        s.say(ANNA, first);
+        s.say(BERT, second);
+        assert!(forgeries(&mut s).is_empty(), "{what}");
+    }
+
+    let (mut s, attempt) = introduced();
+    s.now = s.now.plus(Duration::from_secs(29));
+    let (first, second) = good(attempt);
+    s.say(ANNA, first);
+    s.say(BERT, second);
+    assert_eq!(forgeries(&mut s).len(), 1, "seen a short while ago");
+    s.now = s.now.plus(Duration::from_secs(1));
+    s.ask_for_bert(2);
+    let attempt = s.offers(ANNA)[0].attempt;
+    let (first, second) = good(attempt);
+    s.say(ANNA, first);
+    s.say(BERT, second);
+    assert!(forgeries(&mut s).is_empty(), "too long ago");
+
+    let (mut s, attempt) = introduced();
+    let carl = s.join(ConnId(3), certificate("carl", 3), false);
+    s.broker.handle_looked(carl, "192.0.2.3:43000".parse().unwrap(), s.now);
+    s.say(ConnId(3), dialled(attempt, 1, true, "192.0.2.3:43000"));
+    s.say(BERT, dialled(attempt, 1, true, BERTS));
+    assert!(forgeries(&mut s).is_empty(), "a third one cannot take a side");
+
+    let (mut s, attempt) = introduced();
+    s.broker.settings.forge = false;
+    let (first, second) = good(attempt);
+    s.say(ANNA, first);
+    s.say(BERT, second);
+    assert!(forgeries(&mut s).is_empty(), "its owner does not allow it");
+    assert_eq!(s.refusals(ANNA), [(RequestId(0), Refusal::Forbidden)]);
+}
+
+#[test]
+fn forged_answers_have_a_rate() {
+    let (mut s, mut attempt) = introduced();
+    let mut pairs = 0;
+    for request in 2..20 {
+        s.out.clear();
+        s.say(ANNA, dialled(attempt, 1, true, ANNAS));
+        s.say(BERT, dialled(attempt, 1, true, BERTS));
+        pairs += forgeries(&mut s).len();
+        s.out.clear();
+        s.ask_for_bert(request);
+        attempt = s.offers(ANNA)[0].attempt;
+    }
+    assert_eq!(pairs, 8, "as many as one member may have at once");
+    s.out.clear();
+    s.say(ANNA, dialled(attempt, 1, true, ANNAS));
+    s.say(BERT, dialled(attempt, 1, true, BERTS));
+    assert_eq!(s.refusals(ANNA), [(RequestId(0), Refusal::TooMany)]);
+    assert_eq!(s.refusals(BERT), [(RequestId(0), Refusal::TooMany)]);
+}
+
+#[test]
+fn one_introduction_has_a_few_rounds_and_a_header_must_be_one() {
+    let (mut s, attempt) = introduced();
+    for round in 1..=8 {
+        s.say(ANNA, dialled(attempt, round, true, ANNAS));
+    }
+    assert_eq!(s.refusals(ANNA), []);
+    s.say(ANNA, dialled(attempt, 9, true, ANNAS));
+    assert_eq!(s.refusals(ANNA), [(RequestId(0), Refusal::TooMany)]);
+    let from = BERTS.parse().unwrap();
+    s.say(BERT, ToBroker::Dialled { attempt, round: 1, forge: true, from, syn: vec![0x50; 40] });
+    assert_eq!(s.refusals(BERT), [(RequestId(0), Refusal::Malformed)]);
 }

@@ -255,6 +255,7 @@ impl Source<'_> {
                 DEFAULT_INVITE_TTL,
                 INVITE_TTL_RANGE,
             )?,
+            forge: broker.forge.unwrap_or(false),
         })
     }
 

@@ -77,6 +77,7 @@ sections! {
         stun_servers: Vec<String>,
         certificate_ttl: String,
         invite_ttl: String,
+        forge: bool,
     }
     /// `[relay]`
     Relay {

@@ -83,6 +83,7 @@ pub const SECTIONS: &[Section] = &[
             ("stun_servers", Texts),
             ("certificate_ttl", Text),
             ("invite_ttl", Text),
+            ("forge", Flag),
         ],
     },
     Section {

@@ -165,6 +165,8 @@ pub struct Broker {
     pub certificate_ttl: Duration,
     /// Validity of invites that say nothing else.
     pub invite_ttl: Duration,
+    /// Whether it answers TCP connections between two members in each other's name (STUNT-1).
+    pub forge: bool,
 }
 
 /// `[relay]`

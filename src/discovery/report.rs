@@ -12,6 +12,7 @@ use super::question::Question;
 use super::question::SAMPLES;
 use crate::nat::behavior::Behavior;
 use crate::nat::behavior::Filtering;
+use crate::nat::behavior::Forged;
 use crate::nat::behavior::Mapping;
 use crate::nat::behavior::PortAssignment;
 use crate::nat::behavior::Profile;
@@ -88,7 +89,8 @@ impl Survey {
         let (opening, closing) = (self.idle_opening(), self.idle(Question::TcpEnding));
         let transitory =
             Transitory { opening: classify::lifetime(&opening), closing: classify::lifetime(&closing) };
-        let profile = Profile { udp, tcp, segments: self.segments(), transitory, hops };
+        let profile =
+            Profile { udp, tcp, segments: self.segments(), transitory, hops, forged: Forged::default() };
         Report {
             direct_tcp: market::direct_tcp(&tcp, tcp_figures.ports.confidence),
             reaction_after: self.outcome(Question::TcpUnmapped).map(|outcome| outcome.after),

@@ -606,6 +606,7 @@ mod tests {
             stun: vec![],
             observed: "198.51.100.1:7".parse().unwrap(),
             time: UnixTime::default(),
+            forge: false,
         }
     }
 

@@ -434,6 +434,11 @@ impl Loop {
                 let bound = self.doors.bind_port(port);
                 self.node.handle_bound(port, bound, clock::now(), &mut self.out);
             }
+            StreamOrder::Print(to, packet) => {
+                if let Err(error) = self.doors.print(&packet, to) {
+                    tracing::debug!(%error, "a segment made by hand was not sent");
+                }
+            }
             StreamOrder::Unbind(port) => self.doors.unbind_port(port),
             StreamOrder::OpenUdp(socket) => {
                 // Whoever ordered it waits for an answer on it, for a while.

@@ -247,7 +247,7 @@ fn run(
                 }
                 Event::Accepted { id, from, .. } => relay.handle_stream_accepted(id, from, now),
                 Event::Stream { id, event } => match event {
-                    StreamEvent::Opened => {}
+                    StreamEvent::Dialled(_) | StreamEvent::Opened => {}
                     StreamEvent::Frame(bytes) => relay.handle_frame(id, bytes, now, &mut out),
                     StreamEvent::Closed(_) => relay.handle_stream_closed(id),
                 },

@@ -265,6 +265,7 @@ impl Servers {
             credentials: own.clone(),
             authority,
             certificate_ttl: settings.broker.certificate_ttl,
+            forge: settings.broker.forge,
         };
         let handle = Arc::new(BrokerServer::start(config).await?);
         self.broker =

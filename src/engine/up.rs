@@ -57,6 +57,7 @@ use crate::identity::credentials::Credentials;
 use crate::identity::names::MemberName;
 use crate::io::hosts;
 use crate::io::netlink::Netlink;
+use crate::io::printer::Printer;
 use crate::node;
 use crate::node::Me;
 use crate::node::StockPeer;
@@ -569,6 +570,7 @@ fn parts(
         directory: settings.member.hosts_file,
         relay: settings.member.relay,
         serve: settings.relay.serve.then(|| settings.relay.limits()),
+        by_hand: Printer::is_permitted(),
         overlay: vec![own.anchor.prefix.into(), own.anchor.overlay_prefix_v6().into()],
         configured: settings.member.candidates.clone(),
         observers,

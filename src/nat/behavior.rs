@@ -110,6 +110,18 @@ pub struct Transitory {
     pub closing: Option<u16>,
 }
 
+/// Whether a member may be answered in its peer's name by the broker (STUNT-1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Forged {
+    /// No: it may not read its own SYNs, or its broker forges nothing.
+    #[default]
+    Unable,
+    /// Yes, as far as anybody knows.
+    Able,
+    /// It was, and nothing arrived: some network on the way believes no foreign source addresses (BCP 38).
+    Lost,
+}
+
 /// What a member knows about the NATs before it; travels in offers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Profile {
@@ -124,6 +136,8 @@ pub struct Profile {
     /// Routers on the way up to and with the member's own outermost NAT: the TTL of a packet that is to open the NAT and
     /// die behind it is one more.
     pub hops: Option<u8>,
+    /// Answers that its broker forges.
+    pub forged: Forged,
 }
 
 /// How often a mapping has to be used that is known to live for `lifetime` seconds: as often as is `usual`, or in three

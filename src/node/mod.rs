@@ -83,6 +83,7 @@ use crate::path;
 use crate::path::Ctx;
 use crate::path::Path;
 use crate::punch::plan;
+use crate::punch::tcp::Dialled;
 use crate::punch::tcp::Ready;
 use crate::punch::turn::Turn;
 use crate::relay::server;
@@ -141,6 +142,8 @@ pub struct Config {
     pub relay: bool,
     /// What this member gives others as a relay, if it is to serve as one and its certificate allows that.
     pub serve: Option<server::Config>,
+    /// Whether packets may be made and read by hand (CAP_NET_RAW).
+    pub by_hand: bool,
     /// The network's IPv4 and IPv6 prefix.
     pub overlay: Vec<IpNetwork>,
     /// Addresses that the owner wrote down.
@@ -505,7 +508,7 @@ impl Node {
                     StreamOrder::Unbind(port) => drop(self.ports.remove(&port)),
                     StreamOrder::OpenUdp(socket) => drop(self.sockets.insert(socket, id)),
                     StreamOrder::CloseUdp(socket) => drop(self.sockets.remove(&socket)),
-                    StreamOrder::RaiseTtl(_) => {}
+                    StreamOrder::RaiseTtl(_) | StreamOrder::Print(..) => {}
                 }
                 out.orders.push_back(Order::Stream(order));
             }
@@ -513,8 +516,14 @@ impl Node {
                 let rtt = u16::try_from(rtt.as_millis()).unwrap_or(u16::MAX);
                 out.orders.push_back(Order::Broker(ToBroker::Ready { attempt, round, endpoints, rtt }));
             }
+            while let Some((attempt, Dialled { round, forge, from, syn })) = path.poll_dialled() {
+                out.orders.push_back(Order::Broker(ToBroker::Dialled { attempt, round, forge, from, syn }));
+            }
             path.wants_introduction(now.instant)
         });
+        if self.peers.get_mut(id).and_then(Peer::path_mut).is_some_and(Path::take_lost_forgeries) {
+            self.miss_forged(out);
+        }
         if wants {
             self.ask_for_introduction(id, now, out);
         }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use crate::base::time::Now;
 use crate::nat::behavior::Behavior;
+use crate::nat::behavior::Forged;
 use crate::nat::behavior::Mapping;
 use crate::nat::behavior::Profile;
 use crate::nat::behavior::mapping_of;
@@ -22,7 +23,7 @@ impl Node {
         // The broker's answers to the data socket tell whether UDP passes better than those to any other.
         let passes = self.profile.udp.passes.or(measured.udp.passes);
         let learnt = self.profile.udp.mapping;
-        self.profile = measured;
+        self.profile = Profile { forged: before.forged, ..measured };
         self.profile.udp.passes = passes;
         if measured.udp.mapping == Mapping::Unknown {
             self.profile.udp.mapping = learnt;
@@ -31,7 +32,10 @@ impl Node {
             self.announce_candidates(out);
         }
         let searched = |udp: Behavior| depends(udp.mapping).then_some(udp.ports);
-        let ports = |profile: Profile| (profile.tcp.mapping, profile.tcp.ports, searched(profile.udp));
+        let by_hand = |profile: Profile| profile.segments.synack_out == Some(true);
+        let ports = |profile: Profile| {
+            (profile.tcp.mapping, profile.tcp.ports, searched(profile.udp), by_hand(profile))
+        };
         if ports(self.profile) != ports(before) {
             // Whoever is being punched on wrong assumptions, or was in vain, is punched anew.
             self.retry_indirect(now, out);
@@ -51,7 +55,28 @@ impl Node {
     /// The network is another one: nothing is known of its NATs.
     pub(super) fn forget_profile(&mut self) {
         self.measured = Profile::default();
-        self.profile = Profile::default();
+        self.profile = Profile { forged: self.forged(), ..Profile::default() };
+    }
+
+    /// The broker is another one: whether it forges, and what arrives of that, is to be seen.
+    pub(super) fn expect_forged(&mut self, out: &mut Output) {
+        self.set_forged(self.forged(), out);
+    }
+
+    /// Answers in a peer's name were sent to us, and none came.
+    pub(super) fn miss_forged(&mut self, out: &mut Output) {
+        self.set_forged(Forged::Lost, out);
+    }
+
+    fn set_forged(&mut self, forged: Forged, out: &mut Output) {
+        if std::mem::replace(&mut self.profile.forged, forged) != forged {
+            self.announce_candidates(out);
+        }
+    }
+
+    fn forged(&self) -> Forged {
+        let forges = self.link.up().is_some_and(|up| up.registered.forge);
+        if forges && self.config.by_hand { Forged::Able } else { Forged::Unable }
     }
 
     /// A registration was answered, or a bind at a relay: perhaps we learnt something about our NAT. Two views are less

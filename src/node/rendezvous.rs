@@ -155,6 +155,7 @@ impl Node {
         self.broker_clock = Some(BrokerClock { told: up.registered.time, at: now.instant });
         let what = format!("registered with {} at {}", up.name, up.broker);
         self.link = Link { up: Some(up), ..Link::default() };
+        self.expect_forged(out);
         out.notices.push_back(Notice::Broker { connected: true, what });
         self.request(Pending::List, |request| ToBroker::List { request, after: None }, out);
         for id in self.peers.ids() {
@@ -206,6 +207,11 @@ impl Node {
                 self.with_path(id, now, out, |path, ctx| {
                     path.handle_go(attempt, round, endpoints, wait, ctx);
                 });
+                self.pump(id, now, out);
+            }
+            FromBroker::Dialled { attempt, round, forge, syn } => {
+                let Some(id) = self.peers.by_attempt(&attempt) else { return };
+                self.with_path(id, now, out, |path, _| path.handle_both_dialled(attempt, round, forge, &syn));
                 self.pump(id, now, out);
             }
             FromBroker::Changed(record) => {
@@ -629,6 +635,7 @@ pub(super) mod tests {
             stun: Vec::new(),
             observed: SocketAddr::from(([192, 0, 2, 1], 1)),
             time: UnixTime::from_secs(unix),
+            forge: false,
         };
         let broker = SocketAddr::from(([192, 0, 2, 2], 6060));
         let up =
@@ -652,6 +659,7 @@ pub(super) mod tests {
             directory: false,
             relay: true,
             serve: None,
+            by_hand: false,
             overlay: Vec::new(),
             configured: Vec::new(),
             observers: Vec::new(),

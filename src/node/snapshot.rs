@@ -20,6 +20,8 @@ use crate::node::status::Snapshot;
 use crate::path::Carrier;
 use crate::path::Path;
 use crate::path::effort::Effort;
+use crate::punch::keys::Side;
+use crate::punch::plan;
 
 impl Node {
     pub(super) fn snapshot(&self, now: Now) -> Snapshot {
@@ -198,6 +200,9 @@ fn nat_reason(ours: &Profile, peer: &Mesh, blocked: bool, udp: bool) -> Option<S
         )
     };
     let theirs = &peer.profile;
+    // Without UDP it is TCP that would have to do it.
+    let no_udp = !udp || blocked || theirs.udp.passes == Some(false);
+    let over_tcp = no_udp.then(|| plan::choose(ours, theirs, Side::Asking).err()).flatten();
     let reason = if !udp {
         "UDP is switched off here (member.udp = false)"
     } else if blocked {
@@ -213,5 +218,8 @@ fn nat_reason(ours: &Profile, peer: &Mesh, blocked: bool, udp: bool) -> Option<S
     } else {
         return None;
     };
-    Some(reason.to_owned())
+    Some(match over_tcp {
+        Some(hopeless) => format!("{reason}; over TCP, {hopeless}"),
+        None => reason.to_owned(),
+    })
 }

@@ -39,6 +39,11 @@ impl Node {
         let owner = self.streams.get(&id).copied().unwrap_or(Owner::Stranger);
         let news = match event {
             StreamEvent::Frame(bytes) => return self.handle_frame(id, owner, from, bytes, now, out),
+            StreamEvent::Dialled(packet) => {
+                let Owner::Peer(owner) = owner else { return };
+                self.with_path(owner, now, out, |path, _| path.handle_dialled(id, packet));
+                return self.pump(owner, now, out);
+            }
             StreamEvent::Opened => Ok(()),
             StreamEvent::Closed(gone) => {
                 self.streams.remove(&id);

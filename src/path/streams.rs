@@ -31,6 +31,7 @@ use crate::punch::method::Round;
 use crate::punch::plan;
 use crate::punch::tcp;
 use crate::punch::tcp::Attempt;
+use crate::punch::tcp::Dialled;
 use crate::punch::tcp::Opened;
 use crate::punch::tcp::Ready;
 use crate::wire::stun::TransactionId;
@@ -42,6 +43,9 @@ pub(super) struct Streams {
     how: BTreeMap<StreamId, How>,
     orders: VecDeque<StreamOrder>,
     ready: VecDeque<(AttemptId, Ready)>,
+    dialled: VecDeque<(AttemptId, Dialled)>,
+    /// Answers in the peer's name were sent to us, and none came.
+    lost_forgeries: bool,
     failed: Option<(u32, Option<String>)>,
     outcomes: VecDeque<Outcome>,
 }
@@ -83,6 +87,22 @@ impl Streams {
                 Opened::Nothing => {}
             },
             Err(gone) => attempt.handle_closed(id, gone, &mut ctx.hands()),
+        }
+        self.collect();
+    }
+
+    /// The SYN of a stream has left.
+    pub(super) fn handle_dialled(&mut self, id: StreamId, packet: &[u8]) {
+        if let Some(attempt) = self.attempts.iter_mut().find(|a| a.owns(id)) {
+            attempt.handle_dialled(id, packet);
+        }
+        self.collect();
+    }
+
+    /// The broker says that both sides have dialled.
+    pub(super) fn handle_both_dialled(&mut self, attempt: AttemptId, round: u8, forged: bool, syn: &[u8]) {
+        if let Some(attempt) = self.attempts.iter_mut().find(|a| a.keys().attempt() == attempt) {
+            attempt.handle_both_dialled(round, forged, syn);
         }
         self.collect();
     }
@@ -169,7 +189,7 @@ impl Streams {
             attempt.handle_timeout(&mut ctx.hands());
         }
         self.collect();
-        let (failed, outcomes) = (&mut self.failed, &mut self.outcomes);
+        let (failed, outcomes, lost) = (&mut self.failed, &mut self.outcomes, &mut self.lost_forgeries);
         self.attempts.retain(|attempt| {
             if attempt.has_failed() {
                 outcomes.push_back(Outcome::Exhausted);
@@ -177,6 +197,7 @@ impl Streams {
             if attempt.is_over() {
                 let (dials, why) = attempt.tally();
                 *failed = Some((dials, why.map(str::to_owned)));
+                *lost |= attempt.has_lost_forgeries();
             }
             !attempt.is_over()
         });
@@ -232,9 +253,9 @@ impl Streams {
             self.orders.extend(std::iter::from_fn(|| attempt.poll_order()));
             let tried = std::iter::from_fn(|| attempt.poll_tried());
             self.outcomes.extend(tried.map(|method| Outcome::Tried(Means::Tcp(method))));
-            if let Some(ready) = attempt.poll_ready() {
-                self.ready.push_back((attempt.keys().attempt(), ready));
-            }
+            let id = attempt.keys().attempt();
+            self.ready.extend(attempt.poll_ready().map(|ready| (id, ready)));
+            self.dialled.extend(attempt.poll_dialled().map(|dialled| (id, dialled)));
         }
     }
 }
@@ -293,6 +314,26 @@ impl Path {
     /// What the broker is to be told for a round.
     pub fn poll_ready(&mut self) -> Option<(AttemptId, Ready)> {
         self.poll_search_ready().or_else(|| self.streams.poll_ready())
+    }
+
+    /// The SYN of a stream that this path had ordered has left.
+    pub fn handle_dialled(&mut self, id: StreamId, packet: &[u8]) {
+        self.streams.handle_dialled(id, packet);
+    }
+
+    /// Both sides have dialled, and the broker has answered us in the peer's name, or gives us the peer's SYN to answer.
+    pub fn handle_both_dialled(&mut self, attempt: AttemptId, round: u8, forged: bool, syn: &[u8]) {
+        self.streams.handle_both_dialled(attempt, round, forged, syn);
+    }
+
+    /// What the broker is to be told of our SYNs.
+    pub fn poll_dialled(&mut self) -> Option<(AttemptId, Dialled)> {
+        self.streams.dialled.pop_front()
+    }
+
+    /// Whether answers in the peer's name were sent to us, and none came; told once.
+    pub fn take_lost_forgeries(&mut self) -> bool {
+        std::mem::take(&mut self.streams.lost_forgeries)
     }
 
     /// An attempt over TCP begins now if UDP cannot be hoped for, and a little later otherwise: twice as much if ports

@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 use crate::base::addr;
 use crate::nat::behavior::Behavior;
 use crate::nat::behavior::Filtering;
+use crate::nat::behavior::Forged;
 use crate::nat::behavior::Profile;
 use crate::nat::candidate::Candidate;
 use crate::nat::candidate::Kind;
@@ -96,8 +97,16 @@ pub fn choose(own: &Profile, peer: &Profile, side: Side) -> Result<Vec<Round>, H
         return Err(Hopeless::NoTcp);
     }
     let refuses = |tcp: &Behavior| tcp.filtering == Filtering::InboundNever;
+    let by_hand = method::natblaster::round(own, peer);
     if refuses(ours) && refuses(theirs) {
-        return Err(Hopeless::BothRefuseSyns);
+        let forged = method::stunt1::round(own, peer);
+        let rounds: Vec<Round> = [by_hand, forged, forged].into_iter().flatten().collect();
+        let lost = [own, peer].iter().any(|profile| profile.forged == Forged::Lost);
+        return match (rounds.is_empty(), lost) {
+            (false, _) => Ok(rounds),
+            (true, true) => Err(Hopeless::ForgedLost),
+            (true, false) => Err(Hopeless::BothRefuseSyns),
+        };
     }
     let reaches =
         |from: &Behavior, to: &Behavior| method::is_predictable(from) || method::lets_other_ports_in(to);
@@ -106,7 +115,8 @@ pub fn choose(own: &Profile, peer: &Profile, side: Side) -> Result<Vec<Round>, H
         return Err(Hopeless::Unpredictable);
     }
     let first = method::prediction::round(ours, theirs).unwrap_or_else(|| method::simultaneous::round(ours));
-    Ok(vec![first, method::low_ttl::round(ours, own.hops), first, method::stunt2::round(ours, side)])
+    let rounds = [first, method::low_ttl::round(ours, own.hops), first, method::stunt2::round(ours, side)];
+    Ok(rounds.into_iter().chain(by_hand).collect())
 }
 
 /// The rounds between two members whose IPv4 NATs are hopeless, if both have IPv6 addresses that are the same outside:
@@ -128,6 +138,11 @@ pub enum Hopeless {
     /// Both NATs never let a SYN in.
     #[error("both NATs let no connection in, not even after one went out")]
     BothRefuseSyns,
+    /// The same, and the broker's help did not help.
+    #[error(
+        "both NATs let no connection in, and answers that the broker forged did not arrive: some network filters them"
+    )]
+    ForgedLost,
     /// One NAT gives every connection a random port, the other lets in only ports that were written to.
     #[error(
         "one NAT gives every connection a random port, and the other lets in only ports that were written to"
@@ -181,6 +196,7 @@ mod tests {
     use super::*;
     use crate::nat::behavior::Mapping;
     use crate::nat::behavior::PortAssignment;
+    use crate::nat::behavior::Segments;
     use crate::punch::method::Method;
 
     #[test]
@@ -265,6 +281,54 @@ mod tests {
                 rounds.map(|rounds| rounds.iter().map(|round| round.method).collect::<Vec<_>>())
             };
             assert_eq!(methods(ours), methods(theirs), "both sides agree: {a:?} {b:?}");
+        }
+    }
+
+    #[test]
+    fn what_lets_no_connection_in_is_opened_by_answers_that_are_forged_or_made_by_hand() {
+        use Method::LowTtl;
+        use Method::NatBlaster;
+        use Method::Simultaneous;
+        use Method::Stunt1;
+        use Method::Stunt2;
+        let never = Behavior {
+            mapping: Mapping::EndpointIndependent,
+            filtering: Filtering::InboundNever,
+            ..Behavior::default()
+        };
+        let none = Profile { tcp: never, ..Profile::default() };
+        let able = Profile { forged: Forged::Able, ..none };
+        let lost = Profile { forged: Forged::Lost, ..none };
+        let step = Behavior { mapping: Mapping::SessionDependent, ports: PortAssignment::Delta(1), ..never };
+        let stepping = Profile { tcp: step, ..able };
+        let rewritten = Segments { sequence_kept: Some(false), ..Segments::default() };
+        let rewritten = Profile { segments: rewritten, ..able };
+        let out = Profile { segments: Segments { synack_out: Some(true), ..Segments::default() }, ..none };
+        let both = Profile { forged: Forged::Able, ..out };
+        let linux = Profile {
+            tcp: Behavior { filtering: Filtering::AddressAndPortDependent, ..never },
+            forged: Forged::Able,
+            ..Profile::default()
+        };
+        let linux_out = Profile { segments: out.segments, ..linux };
+        for (a, b, wanted) in [
+            (none, none, Err(Hopeless::BothRefuseSyns)),
+            (able, none, Err(Hopeless::BothRefuseSyns)),
+            (able, able, Ok(vec![Stunt1, Stunt1])),
+            (able, lost, Err(Hopeless::ForgedLost)),
+            (able, stepping, Err(Hopeless::BothRefuseSyns)),
+            (able, rewritten, Err(Hopeless::BothRefuseSyns)),
+            (out, none, Err(Hopeless::BothRefuseSyns)),
+            (out, out, Ok(vec![NatBlaster])),
+            (both, both, Ok(vec![NatBlaster, Stunt1, Stunt1])),
+            (linux, able, Ok(vec![Simultaneous, LowTtl, Simultaneous, Stunt2])),
+            (linux_out, out, Ok(vec![Simultaneous, LowTtl, Simultaneous, Stunt2, NatBlaster])),
+        ] {
+            let methods = |own: &Profile, peer: &Profile, side| -> Result<Vec<Method>, Hopeless> {
+                Ok(choose(own, peer, side)?.iter().map(|round| round.method).collect())
+            };
+            assert_eq!(methods(&a, &b, Side::Asking), wanted, "{a:?} {b:?}");
+            assert_eq!(methods(&b, &a, Side::Asked), wanted, "the other way round: {a:?} {b:?}");
         }
     }
 

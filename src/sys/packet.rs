@@ -1,4 +1,4 @@
-//! What a network device receives, before anything else on this machine sees it: packet(7).
+//! What network devices receive, before anything else on this machine sees it, and what they send: packet(7).
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -16,9 +16,7 @@ use socket2::Type;
 /// # Errors
 /// As socket(2), setsockopt(2) and bind(2).
 pub fn tap(index: u32, filter: &[SockFilter]) -> io::Result<Socket> {
-    // Without a protocol nothing is received until the filter stands and the device is chosen.
-    let socket = Socket::new(Domain::PACKET, Type::DGRAM.nonblocking(), None)?;
-    socket.attach_filter(filter)?;
+    let socket = deaf(filter)?;
     let one: libc::c_int = 1;
     let len = libc::socklen_t::try_from(size_of_val(&one)).expect("an int has 4 bytes");
     // SAFETY: the descriptor is open, and the kernel reads `len` bytes, the size of `one`, from a pointer to `one`, which
@@ -35,6 +33,29 @@ pub fn tap(index: u32, filter: &[SockFilter]) -> io::Result<Socket> {
     if status != 0 {
         return Err(io::Error::last_os_error());
     }
+    listen(&socket, index)?;
+    Ok(socket)
+}
+
+/// The same of what any device receives or sends.
+///
+/// # Errors
+/// As [`tap`].
+pub fn tap_all(filter: &[SockFilter]) -> io::Result<Socket> {
+    const ANY: u32 = 0;
+    let socket = deaf(filter)?;
+    listen(&socket, ANY)?;
+    Ok(socket)
+}
+
+/// Without a protocol nothing is received until the filter stands and the device is chosen.
+fn deaf(filter: &[SockFilter]) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::PACKET, Type::DGRAM.nonblocking(), None)?;
+    socket.attach_filter(filter)?;
+    Ok(socket)
+}
+
+fn listen(socket: &Socket, index: u32) -> io::Result<()> {
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: all-zero bytes are a valid `sockaddr_ll`, which is an array of integers, and the storage is larger and as
     // well aligned as any address.
@@ -45,6 +66,5 @@ pub fn tap(index: u32, filter: &[SockFilter]) -> io::Result<Socket> {
     let len = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).expect("20 bytes");
     // SAFETY: the storage holds a `sockaddr_ll` of that many bytes.
     let address = unsafe { SockAddr::new(storage, len) };
-    socket.bind(&address)?;
-    Ok(socket)
+    socket.bind(&address)
 }

@@ -7,8 +7,8 @@
 //! behavior    | passes, u8 | mapping, u8 | filtering, u8 | ports, u8 | delta, i16 | reaction, u8 |
 //!             | hairpin, u8 | paired, u8 | lifetime in s, u16 |
 //! segments    | survives RST, u8 | survives ICMP, u8 | SYN-ACK out, u8 | sequence kept, u8 |
-//! profile     | version 2, u8 | behavior of UDP, 11 bytes | behavior of TCP, 11 bytes | segments | hops, u8 |
-//!             | lifetime after a SYN, u16 | lifetime after a FIN, u16 |
+//! profile     | version 3, u8 | behavior of UDP, 11 bytes | behavior of TCP, 11 bytes | segments | hops, u8 |
+//!             | lifetime after a SYN, u16 | lifetime after a FIN, u16 | forged, u8 |
 //!
 //! transport   0 UDP   1 TCP
 //! kind        0 host  1 forwarded  2 configured  3 inner  4 mapped
@@ -17,6 +17,7 @@
 //! filtering   0 unknown  1 open  2 endpoint-independent  3 address-  4 address-and-port-dependent  5 inbound never
 //! ports       0 unknown  1 preserved  2 delta (then `delta` says how much)  3 random
 //! reaction    0 unknown  1 drop  2 reset  3 ICMP unreachable
+//! forged      0 unable  1 able  2 lost
 //! ```
 //!
 //! Version 1 ends behind the hops. Later versions begin like the one before and go on behind it: what a reader does not know
@@ -36,6 +37,7 @@ use crate::base::cursor::Reader;
 use crate::base::cursor::Writer;
 use crate::nat::behavior::Behavior;
 use crate::nat::behavior::Filtering;
+use crate::nat::behavior::Forged;
 use crate::nat::behavior::Mapping;
 use crate::nat::behavior::PortAssignment;
 use crate::nat::behavior::Profile;
@@ -51,9 +53,11 @@ const FAMILY_V4: u8 = 4;
 /// The family byte of an IPv6 address.
 const FAMILY_V6: u8 = 6;
 /// The first byte of a profile.
-const PROFILE_VERSION: u8 = 2;
+const PROFILE_VERSION: u8 = 3;
 /// The first version that tells how long opening and closing connections are kept.
 const WITH_TRANSITORY: u8 = 2;
+/// The first version that tells whether forged answers may be tried.
+const WITH_FORGED: u8 = 3;
 
 /// Writes an address without a port.
 pub fn put_ip(writer: &mut Writer, ip: IpAddr) {
@@ -139,6 +143,11 @@ pub fn put_profile(writer: &mut Writer, profile: &Profile) {
     writer.u8(profile.hops.unwrap_or(0));
     let Transitory { opening, closing } = profile.transitory;
     writer.u16(opening.unwrap_or(0)).u16(closing.unwrap_or(0));
+    writer.u8(match profile.forged {
+        Forged::Unable => 0,
+        Forged::Able => 1,
+        Forged::Lost => 2,
+    });
 }
 
 /// Reads a profile to its end.
@@ -163,8 +172,13 @@ pub fn take_profile(reader: &mut Reader<'_>) -> Result<Profile, WireError> {
     } else {
         Transitory { opening: seconds(reader.u16()?), closing: seconds(reader.u16()?) }
     };
+    let forged = match (version >= WITH_FORGED).then(|| reader.u8()).transpose()? {
+        Some(1) => Forged::Able,
+        Some(2) => Forged::Lost,
+        _ => Forged::Unable,
+    };
     let _ = reader.rest();
-    Ok(Profile { udp, tcp, segments, transitory, hops })
+    Ok(Profile { udp, tcp, segments, transitory, hops, forged })
 }
 
 const fn known(answer: Option<bool>) -> u8 {
@@ -299,16 +313,18 @@ pub(super) mod arbitrary {
             },
         );
         let hops = proptest::option::of(1..=u8::MAX);
+        let forged = prop_oneof![Just(Forged::Unable), Just(Forged::Able), Just(Forged::Lost)];
         let lifetime = || proptest::option::of(1..=u16::MAX);
         let transitory =
             (lifetime(), lifetime()).prop_map(|(opening, closing)| Transitory { opening, closing });
-        (behavior(), behavior(), segments, transitory, hops)
-            .prop_map(|(udp, tcp, segments, transitory, hops)| Profile {
+        (behavior(), behavior(), segments, transitory, hops, forged)
+            .prop_map(|(udp, tcp, segments, transitory, hops, forged)| Profile {
                 udp,
                 tcp,
                 segments,
                 transitory,
                 hops,
+                forged,
             })
             // On the heap: the messages that hold one are put together on a test's small stack.
             .boxed()
@@ -393,7 +409,7 @@ mod tests {
     fn what_a_newer_program_measured_is_unknown_to_this_one() {
         let udp = [9, 9, 9, 9, 0, 7, 9, 9, 9, 0, 0];
         let tcp = [1, 2, 4, 2, 0xff, 0xfe, 2, 1, 2, 0, 240];
-        let bytes = [&[7][..], &udp, &tcp, &[1, 2, 0, 9], &[0], &[0, 120, 0, 0], b"and more"].concat();
+        let bytes = [&[7][..], &udp, &tcp, &[1, 2, 0, 9], &[0], &[0, 120, 0, 0, 9], b"and more"].concat();
         let profile = take_profile(&mut Reader::new(&bytes)).unwrap();
         assert_eq!(profile.udp, Behavior::default());
         assert_eq!(
@@ -423,6 +439,7 @@ mod tests {
             tcp: Behavior { lifetime: Some(60), ..Behavior::default() },
             transitory: Transitory { opening: Some(30), closing: Some(10) },
             hops: Some(2),
+            forged: Forged::Able,
             ..Profile::default()
         };
         let mut writer = Writer::new();
@@ -430,12 +447,17 @@ mod tests {
         let bytes = writer.finish();
         // What version 1 has, byte for byte, and then something that its readers leave unread.
         let (old, more) = bytes.split_at(1 + 11 + 11 + 4 + 1);
-        assert_eq!((old.last(), more), (Some(&2), &[0, 30, 0, 10][..]));
+        assert_eq!((old.last(), more), (Some(&2), &[0, 30, 0, 10, 1][..]));
         let mut old = old.to_vec();
         old[0] = 1;
-        let known = Profile { transitory: Transitory::default(), ..new };
+        let known = Profile { transitory: Transitory::default(), forged: Forged::Unable, ..new };
         assert_eq!(take_profile(&mut Reader::new(&old)), Ok(known));
         old[0] = 2;
+        assert_eq!(take_profile(&mut Reader::new(&old)), Err(WireError::Truncated));
+        old.extend([0, 30, 0, 10]);
+        let known = Profile { forged: Forged::Unable, ..new };
+        assert_eq!(take_profile(&mut Reader::new(&old)), Ok(known));
+        old[0] = 3;
         assert_eq!(take_profile(&mut Reader::new(&old)), Err(WireError::Truncated));
     }
 }

@@ -98,7 +98,20 @@ impl Syn {
         if packet.protocol() != ip::TCP || packet.fragment() != Fragment::Whole {
             return Err(WireError::Unknown);
         }
-        let mut tcp = Reader::new(packet.payload());
+        Self::read(packet.payload(), packet.source(), packet.destination())
+    }
+
+    /// Reads the TCP header of a packet that opened a connection between two endpoints, whatever ports it names: NATs have
+    /// changed them since.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn between(header: &[u8], from: SocketAddr, to: SocketAddr) -> Result<Self, WireError> {
+        Ok(Self { from, to, ..Self::read(header, from.ip(), to.ip())? })
+    }
+
+    fn read(segment: &[u8], from_ip: IpAddr, to_ip: IpAddr) -> Result<Self, WireError> {
+        let mut tcp = Reader::new(segment);
         let (from, to) = (tcp.u16()?, tcp.u16()?);
         let (isn, _ack) = (tcp.u32()?, tcp.u32()?);
         let (offset, flags) = (tcp.u8()?, tcp.u8()?);
@@ -108,8 +121,8 @@ impl Syn {
         }
         let options = (usize::from(offset >> 4) * 4).checked_sub(TCP_HEADER).ok_or(WireError::Invalid)?;
         let mut syn = Self {
-            from: SocketAddr::new(packet.source(), from),
-            to: SocketAddr::new(packet.destination(), to),
+            from: SocketAddr::new(from_ip, from),
+            to: SocketAddr::new(to_ip, to),
             isn,
             window,
             ecn: flags & (ECE | CWR) == ECE | CWR,

@@ -29,6 +29,7 @@ use crate::engine::clock;
 use crate::engine::entry::Entry;
 use crate::identity::certificate::Certificate;
 use crate::identity::certificate::TrustAnchor;
+use crate::io::printer::Printer;
 use crate::wire::broker::ToBroker;
 
 /// Messages that wait for one connection. A listing page is the largest; whoever reads slower than this is cut off.
@@ -58,6 +59,8 @@ pub(super) struct Hub {
     pub(super) udp_counters: UdpCounters,
     pub(super) tcp_counters: TcpCounters,
     pub(super) work: std::sync::mpsc::Sender<Work>,
+    /// For packets in others' names.
+    printer: Option<Printer>,
     /// The door of the relay in the same process.
     pub(super) relay: OnceLock<Arc<Entry>>,
     core: Mutex<Core>,
@@ -91,6 +94,7 @@ impl Hub {
         anchor: TrustAnchor,
         tls: Arc<ServerConfig>,
         work: std::sync::mpsc::Sender<Work>,
+        printer: Option<Printer>,
     ) -> Self {
         let core = Core { broker, outlets: BTreeMap::new(), next: 0 };
         Self {
@@ -103,6 +107,7 @@ impl Hub {
             udp_counters: UdpCounters::default(),
             tcp_counters: TcpCounters::default(),
             work,
+            printer,
             relay: OnceLock::new(),
             core: Mutex::new(core),
         }
@@ -155,6 +160,11 @@ impl Hub {
         self.with_broker(|broker, now, out| broker.handle_mapped(registration, source, now, out));
     }
 
+    /// A member asked what a TCP connection of its own looks like.
+    pub(super) fn on_looked(&self, registration: RegistrationId, source: SocketAddr) {
+        self.with_broker(|broker, now, _| broker.handle_looked(registration, source, now));
+    }
+
     /// Lets the broker do something, and does what it orders.
     pub(super) fn with_broker<T>(&self, act: impl FnOnce(&mut Broker, Now, &mut Vec<Action>) -> T) -> T {
         let mut core = self.core();
@@ -203,6 +213,16 @@ impl Hub {
                     self.drop_outlet(core, conn);
                 }
                 Action::Remember(certificate) => self.order(Work::Remember(certificate)),
+                Action::Forge { pair: [a, b], packets } => {
+                    tracing::info!(%a, %b, "forged the answers to their connections");
+                    for (to, packet) in &packets {
+                        if let Some(Err(error)) =
+                            self.printer.as_ref().map(|printer| printer.send(packet, *to))
+                        {
+                            tracing::warn!(%error, "a forged answer was not sent");
+                        }
+                    }
+                }
                 Action::Gone(name, at) => self.order(Work::Seen(name, at)),
                 Action::Renew { conn, request, subject, key } => {
                     self.order(Work::Renew { conn, request, subject, key });
@@ -265,11 +285,12 @@ mod tests {
             prefix_v6: anchor.overlay_prefix_v6(),
             advertised_udp: vec![],
             udp_port: None,
+            forge: false,
         };
         let (directory, list) = (Directory::default(), RevocationList::default());
         let broker = Broker::new(settings, directory, list, vec![], Seed([1; 32]));
         let (work, _orders) = std::sync::mpsc::channel();
-        let hub = Hub::new(broker, anchor, tls::server(&own).unwrap(), work);
+        let hub = Hub::new(broker, anchor, tls::server(&own).unwrap(), work, None);
 
         let subject = Subject {
             uri: "ntcp://home/anna".parse().unwrap(),

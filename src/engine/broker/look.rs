@@ -34,6 +34,7 @@ pub(super) async fn serve(hub: &Hub, mut stream: TcpStream, source: SocketAddr, 
     let look = Received::parse(&first).ok().and_then(|received| udp::look(&hub.registrations, &received));
     let Some(look) = look else { return count(&hub.tcp_counters.refused_guests) };
     drop(pass);
+    hub.on_looked(look.member(), source);
     let answers = async {
         let mut request = Some(first);
         while let Some(bytes) = request {

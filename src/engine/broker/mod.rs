@@ -65,6 +65,7 @@ use crate::identity::names::MemberUri;
 use crate::identity::names::NetworkName;
 use crate::identity::revocation::RevocationList;
 use crate::io::netlink::Netlink;
+use crate::io::printer::Printer;
 use crate::nat::candidate::Candidate;
 use crate::wire::dress::Dress;
 use crate::wire::enroll::BrokerAddr;
@@ -94,6 +95,8 @@ pub struct BrokerConfig {
     pub authority: Option<Authority>,
     /// How long the certificates that it signs for members are valid.
     pub certificate_ttl: Duration,
+    /// Whether it forges SYN-ACKs for pairs of members that ask for it; without CAP_NET_RAW it does not, and says so.
+    pub forge: bool,
 }
 
 /// A member, for the administrator's eyes.
@@ -136,6 +139,8 @@ pub struct Stats {
     pub introduced: u64,
     /// Handshake messages handed on.
     pub conveyed: u64,
+    /// Pairs of forged answers.
+    pub forged: u64,
     /// Requests over a member's rate.
     pub rate_limited: u64,
     /// UDP registrations accepted.
@@ -173,7 +178,7 @@ impl BrokerServer {
     /// # Errors
     /// Which address cannot be listened on or what is wrong with the database, and what to do about it.
     pub async fn start(config: BrokerConfig) -> anyhow::Result<Handle> {
-        let BrokerConfig { listen, advertise, dir, credentials, authority, certificate_ttl } = config;
+        let BrokerConfig { listen, advertise, dir, credentials, authority, certificate_ttl, forge } = config;
         if !credentials.certificate.subject.roles.broker {
             bail!("the certificate in {} does not grant the broker's role", dir.display());
         }
@@ -193,16 +198,18 @@ impl BrokerServer {
         let (tcp, udp) = open_sockets(&listen)?;
         let addresses = tcp.iter().map(std::net::TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
 
+        let printer = forge.then(open_printer).flatten();
         let settings = Settings {
             key: credentials.key.clone(),
             prefix: anchor.prefix,
             prefix_v6: anchor.overlay_prefix_v6(),
             advertised_udp: advertised_udp(&advertise, &addresses),
             udp_port: addresses.first().map(SocketAddr::port),
+            forge: printer.is_some(),
         };
         let broker = Broker::new(settings, directory, revocations, signed, clock::seed());
         let (work, orders) = std::sync::mpsc::channel();
-        let hub = Arc::new(Hub::new(broker, anchor.clone(), tls::server(&credentials)?, work));
+        let hub = Arc::new(Hub::new(broker, anchor.clone(), tls::server(&credentials)?, work, printer));
         let stop = Stop::new().context("no event descriptor")?;
 
         let mut handle = Handle {
@@ -387,6 +394,7 @@ impl Handle {
             registered: counters.registered,
             introduced: counters.introduced,
             conveyed: counters.conveyed,
+            forged: counters.forged,
             rate_limited: counters.rate_limited,
             udp_registrations: read(&udp.registrations),
             udp_bindings: read(&udp.bindings),
@@ -489,6 +497,17 @@ fn open_database(path: &Path, ca: TrustAnchor, own: &Certificate) -> anyhow::Res
 
 type Sockets = (Vec<std::net::TcpListener>, Vec<std::net::UdpSocket>);
 
+/// For packets in others' names; says why there are none.
+fn open_printer() -> Option<Printer> {
+    Printer::open()
+        .inspect_err(|error| {
+            let what =
+                "broker.forge = true, but packets cannot be made by hand: give the process CAP_NET_RAW";
+            tracing::warn!(%error, "{what}");
+        })
+        .ok()
+}
+
 fn open_sockets(listen: &[Listen]) -> anyhow::Result<Sockets> {
     let (mut tcp, mut udp) = (Vec::new(), Vec::new());
     for Listen { addr, optional } in listen {
@@ -580,6 +599,7 @@ mod tests {
             credentials: own,
             authority: Some(authority),
             certificate_ttl: Duration::from_secs(3600),
+            forge: false,
         };
         let broker = BrokerServer::start(config).await.unwrap();
         assert!(broker.is_running());
@@ -609,6 +629,7 @@ mod tests {
                 credentials: own.clone(),
                 authority: None,
                 certificate_ttl: Duration::from_secs(3600),
+                forge: false,
             };
             if let Err(error) = BrokerServer::start(config).await {
                 assert!(format!("{error:#}").contains("restore it, or move"), "{error:#}");

@@ -46,10 +46,16 @@ struct Registered {
 /// One TCP connection of a member that asks what it looks like; counted while it lives.
 #[derive(Debug)]
 pub(super) struct Look {
+    member: RegistrationId,
     of: Arc<Registered>,
 }
 
 impl Look {
+    /// Whose it is.
+    pub(super) fn member(&self) -> RegistrationId {
+        self.member
+    }
+
     /// The key of its answers.
     pub(super) fn key(&self) -> &[u8; 32] {
         &self.of.key
@@ -111,9 +117,9 @@ fn sender(
 /// The first message of a TCP connection that asks what it looks like. `None` if it is not a member's, or its member has
 /// [`MAX_LOOKS`] such connections already. A replay is harmless: it is told its own address, which its handshake proves.
 pub(super) fn look(registrations: &Registrations, received: &Received<'_>) -> Option<Look> {
-    let (_, of) = sender(registrations, received)?;
+    let (member, of) = sender(registrations, received)?;
     let before = of.looks.fetch_add(1, Ordering::Relaxed);
-    Some(Look { of }).filter(|_| before < MAX_LOOKS)
+    Some(Look { member, of }).filter(|_| before < MAX_LOOKS)
 }
 
 impl Registered {

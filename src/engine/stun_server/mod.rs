@@ -31,11 +31,11 @@ use tokio::task::JoinHandle;
 
 use self::sockets::Outlets;
 use self::sockets::Sockets;
-use self::wiretap::Printer;
 use crate::base::rng::Rng;
 use crate::engine::clock;
 use crate::engine::responder;
 use crate::engine::responder::Stop;
+use crate::io::printer::Printer;
 use crate::stun::discovery_server::DiscoveryServer;
 use crate::stunt::server::Means;
 use crate::stunt::server::StuntServer;

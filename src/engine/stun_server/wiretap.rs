@@ -2,7 +2,6 @@
 
 use std::io;
 use std::io::Read as _;
-use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::thread::JoinHandle;
 
@@ -16,39 +15,28 @@ use socket2::Type;
 
 use super::sockets::filter;
 use crate::engine::responder::Stop;
+use crate::io::printer::Printer;
 use crate::wire::stun::captured;
 use crate::wire::stun::stunt::Segment;
 
 /// IPv4, as packet sockets name it (ethertype 0x0800, in network order).
 const ETH_P_IP: u16 = 0x0800;
-/// Of sockets that take whole IP packets (raw(7), `IPPROTO_RAW`).
-const IPPROTO_RAW: i32 = 255;
 /// Room for the headers of a segment with all options that there can be.
 const ROOM: usize = 160;
 /// Segments taken at once, and the pause after so many: a flood to the silent port costs no more than 50,000 looks a second.
 const BATCH: usize = 256;
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
-/// Sends packets as they are.
-#[derive(Debug)]
-pub(super) struct Printer(Socket);
-
-impl Printer {
-    pub(super) fn send(&self, packet: &[u8], to: IpAddr) -> io::Result<()> {
-        self.0.send_to(packet, &SocketAddr::new(to, 0).into()).map(drop)
-    }
-}
-
 /// A tap on what arrives at `port`, and a printer.
 ///
 /// # Errors
 /// Without the privilege.
 pub(super) fn open(port: u16) -> io::Result<(Socket, Printer)> {
-    let printer = Socket::new(Domain::IPV4, Type::RAW.nonblocking(), Some(Protocol::from(IPPROTO_RAW)))?;
+    let printer = Printer::open()?;
     let protocol = Protocol::from(i32::from(ETH_P_IP.to_be()));
     let tap = Socket::new(Domain::PACKET, Type::DGRAM.nonblocking(), Some(protocol))?;
     tap.attach_filter(&filter::tcp_to(port))?;
-    Ok((tap, Printer(printer)))
+    Ok((tap, printer))
 }
 
 /// Hands every segment that `tap` catches to `heard`, on a thread of its own, until `stop`.

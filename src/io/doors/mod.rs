@@ -18,6 +18,7 @@ mod listener;
 mod port;
 mod queue;
 mod stream;
+mod tap;
 mod udp;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
+use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::fd::BorrowedFd;
@@ -67,6 +69,7 @@ use crate::base::transmit::STREAM_HEADROOM;
 use crate::base::transmit::StreamEvent;
 use crate::base::transmit::Via;
 use crate::base::transmit::Why;
+use crate::io::printer::Printer;
 use crate::sys::batch::RecvBatch;
 use crate::sys::batch::SendBatch;
 use crate::wire::frame;
@@ -98,6 +101,9 @@ pub struct Doors {
     listeners: Listeners,
     ports: Ports,
     streams: BTreeMap<StreamId, Stream>,
+    /// What waits for the SYN of a stream that is to be told of it.
+    taps: BTreeMap<StreamId, Socket>,
+    printer: Option<Printer>,
     /// Streams for which something waits.
     backlogged: BTreeSet<StreamId>,
     /// Until when the device rests, if it does.
@@ -132,6 +138,8 @@ impl Doors {
             listeners: Listeners::new(),
             ports: Ports::default(),
             streams: BTreeMap::new(),
+            taps: BTreeMap::new(),
+            printer: None,
             backlogged: BTreeSet::new(),
             rest: None,
             inbox_full: INBOX_FULL,
@@ -241,17 +249,43 @@ impl Doors {
             }
             local => local.flatten(),
         };
-        let begun = Stream::connect(dial, local).and_then(|stream| {
-            epoll::add(&self.epoll, &stream, Door::Stream(id).data(), EventFlags::OUT)?;
-            Ok(stream)
-        });
+        let begun =
+            self.tap(id, dial, local).and_then(|()| Stream::connect(dial, local)).and_then(|stream| {
+                epoll::add(&self.epoll, &stream, Door::Stream(id).data(), EventFlags::OUT)?;
+                Ok(stream)
+            });
         match begun {
             Ok(stream) => {
                 self.streams.insert(id, stream);
                 self.deadlines.start(id);
             }
-            Err(e) => self.ended.push((id, stream::cannot_connect(&e))),
+            Err(e) => {
+                self.taps.remove(&id);
+                self.ended.push((id, stream::cannot_connect(&e)));
+            }
         }
+    }
+
+    /// Waits for the SYN of a stream that is to be told of it.
+    fn tap(&mut self, id: StreamId, dial: Dial, local: Option<SocketAddr>) -> io::Result<()> {
+        if let (true, Some(from), SocketAddr::V4(to)) = (dial.told, local, dial.to) {
+            let tap = tap::open(from.port(), to)?;
+            epoll::add(&self.epoll, &tap, Door::Tap(id).data(), EventFlags::IN)?;
+            self.taps.insert(id, tap);
+        }
+        Ok(())
+    }
+
+    /// Sends an IPv4 packet that was made by hand.
+    ///
+    /// # Errors
+    /// Without CAP_NET_RAW, and as sendto(2).
+    pub fn print(&mut self, packet: &[u8], to: Ipv4Addr) -> io::Result<()> {
+        let printer = match self.printer.take() {
+            Some(printer) => printer,
+            None => Printer::open()?,
+        };
+        self.printer.insert(printer).send(packet, to.into())
     }
 
     /// Takes over a stream that somebody else has opened, a socket pair to a task of this process, say. It is open: no
@@ -420,6 +454,11 @@ impl Doors {
                 }
                 Some(Door::Listener(index)) => self.accept(index, on),
                 Some(Door::Port(id, family)) => self.accept_at(id, family, on),
+                Some(Door::Tap(id)) => {
+                    if let Some(packet) = self.taps.remove(&id).as_ref().and_then(tap::read) {
+                        on(Event::Stream { id, event: StreamEvent::Dialled(&packet) });
+                    }
+                }
                 Some(Door::Device) => on(Event::Device),
                 None => {}
             }
@@ -568,6 +607,7 @@ impl Doors {
         if self.streams.remove(&id).is_some_and(|stream| stream.is_accepted()) {
             self.listeners.open_now -= 1;
         }
+        self.taps.remove(&id);
         self.deadlines.stop(id);
         self.backlogged.remove(&id);
         self.unread.retain(|unread| *unread != id);
@@ -615,6 +655,7 @@ enum Door {
     Stream(StreamId),
     Listener(u32),
     Port(PortId, Family),
+    Tap(StreamId),
 }
 
 impl Door {
@@ -627,6 +668,7 @@ impl Door {
             Self::Listener(index) => (4, index),
             Self::Port(PortId(id), Family::V4) => (5, id),
             Self::Port(PortId(id), Family::V6) => (6, id),
+            Self::Tap(StreamId(id)) => (7, id),
         };
         epoll::EventData::new_u64(kind << 32 | u64::from(number))
     }
@@ -641,6 +683,7 @@ impl Door {
             4 => Some(Self::Listener(number)),
             5 => Some(Self::Port(PortId(number), Family::V4)),
             6 => Some(Self::Port(PortId(number), Family::V6)),
+            7 => Some(Self::Tap(StreamId(number))),
             _ => None,
         }
     }

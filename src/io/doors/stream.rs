@@ -63,6 +63,8 @@ pub(super) struct Stream {
     socket: Socket,
     state: State,
     framing: Framing,
+    /// Whether its packets have another time to live than the system's.
+    short: bool,
     inbox: Inbox,
     /// What the kernel has not taken.
     queue: Queue,
@@ -106,7 +108,7 @@ impl Stream {
         }
         match socket.connect(&dial.to.into()) {
             Err(e) if e.raw_os_error() != Some(libc::EINPROGRESS) => Err(e),
-            _ => Ok(Self::new(socket, State::Connecting, dial.framing)),
+            _ => Ok(Self { short: dial.ttl.is_some(), ..Self::new(socket, State::Connecting, dial.framing) }),
         }
     }
 
@@ -126,6 +128,7 @@ impl Stream {
             socket,
             state,
             framing,
+            short: false,
             inbox: Inbox::default(),
             queue: Queue::default(),
             frames: 0,
@@ -158,6 +161,10 @@ impl Stream {
         match self.socket.take_error() {
             Ok(None) => {
                 self.state = State::Connected;
+                // The segments that opened the NATs need not arrive, but what follows must.
+                if std::mem::take(&mut self.short) {
+                    self.raise_ttl().map_err(|e| cannot_connect(&e))?;
+                }
                 Ok(())
             }
             Ok(Some(e)) | Err(e) => Err(cannot_connect(&e)),

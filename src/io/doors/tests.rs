@@ -14,12 +14,14 @@ use super::queue::MAX;
 use super::*;
 use crate::base::transmit::Framing;
 use crate::wire::stun;
+use crate::wire::syn::Syn;
 
 /// An event without its borrow.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Seen {
     Datagram(SocketId, SocketAddr, Vec<u8>),
     Accepted(StreamId),
+    Dialled(StreamId, Vec<u8>),
     Opened(StreamId),
     Frame(StreamId, Vec<u8>),
     Closed(StreamId, String),
@@ -53,6 +55,9 @@ impl Desk {
                 }
                 Event::Datagram { .. } => unreachable!("datagrams come from sockets"),
                 Event::Accepted { id, .. } => Seen::Accepted(id),
+                Event::Stream { id, event: StreamEvent::Dialled(packet) } => {
+                    Seen::Dialled(id, packet.to_vec())
+                }
                 Event::Stream { id, event: StreamEvent::Opened } => Seen::Opened(id),
                 Event::Stream { id, event: StreamEvent::Frame(bytes) } => Seen::Frame(id, bytes.to_vec()),
                 Event::Stream { id, event: StreamEvent::Closed(gone) } => Seen::Closed(id, gone.text),
@@ -703,6 +708,28 @@ fn two_ports_that_dial_each_other_at_once_get_one_connection() {
     desk.until("the second dial's end", |desk| desk.closed().is_some());
     assert!(desk.closed().unwrap().contains("Cannot assign requested address"), "{:?}", desk.closed());
     assert_eq!(desk.accepted().len(), 1);
+}
+
+#[test]
+fn a_dial_that_asks_for_it_is_told_its_own_syn() {
+    if !Printer::is_permitted() {
+        eprintln!("NOT RUN: a look at one's own SYN needs CAP_NET_RAW");
+        return;
+    }
+    let mut desk = Desk::new();
+    let (from, id) = (PortId(1), StreamId(1));
+    let port = desk.doors.bind_port(from).v4.unwrap();
+    let to = desk.doors.listen(lo(LO4)).unwrap();
+    desk.doors.connect(id, Dial { from: Some(from), told: true, ..Dial::plain(to) });
+    desk.until("its SYN", |desk| desk.seen.iter().any(|seen| matches!(seen, Seen::Dialled(..))));
+    let told = desk.seen.iter().find_map(|seen| match seen {
+        Seen::Dialled(told, packet) if *told == id => Syn::parse(packet).ok(),
+        _ => None,
+    });
+    assert_eq!(told.map(|syn| (syn.from, syn.to)), Some((lo(&format!("127.0.0.1:{port}")), to)));
+    desk.until("the connection", |desk| desk.seen.contains(&Seen::Opened(id)));
+    let tells = |seen: &&Seen| matches!(seen, Seen::Dialled(..));
+    assert_eq!(desk.seen.iter().filter(tells).count(), 1, "once");
 }
 
 #[test]

@@ -24,9 +24,13 @@ const USUAL_HOPS: u8 = 1;
 /// time to live is raised, and what the peer then repeats is no SYN any more, which could be refused.
 #[must_use]
 pub fn round(own: &Behavior, hops: Option<u8>) -> Round {
-    let ttl = hops.unwrap_or(USUAL_HOPS).saturating_add(1);
-    let ttl = (own.filtering != Filtering::InboundNever).then_some(ttl);
+    let ttl = (own.filtering != Filtering::InboundNever).then(|| ttl(hops));
     Round { ttl, raise: RAISE, limit: LIMIT, ..Round::of(Method::LowTtl, own) }
+}
+
+/// The time to live of a packet that is to open a NAT `hops` routers away and to die behind it.
+pub(super) fn ttl(hops: Option<u8>) -> u8 {
+    hops.unwrap_or(USUAL_HOPS).saturating_add(1)
 }
 
 #[cfg(test)]

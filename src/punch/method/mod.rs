@@ -6,8 +6,10 @@
 //! Fresh, because a failed round leaves entries at the NATs that spoil the port for two minutes.
 
 pub mod low_ttl;
+pub mod natblaster;
 pub mod prediction;
 pub mod simultaneous;
+pub mod stunt1;
 pub mod stunt2;
 
 use std::time::Duration;
@@ -34,6 +36,10 @@ pub enum Method {
     LowTtl,
     /// [`stunt2`].
     Stunt2,
+    /// [`natblaster`].
+    NatBlaster,
+    /// [`stunt1`].
+    Stunt1,
 }
 
 impl Method {
@@ -54,6 +60,8 @@ impl Method {
             Self::Birthday => "birthday",
             Self::LowTtl => "p2pnat-low-ttl",
             Self::Stunt2 => "stunt-2",
+            Self::NatBlaster => "natblaster",
+            Self::Stunt1 => "stunt-1",
         }
     }
 }
@@ -65,6 +73,17 @@ pub struct How {
     pub method: Method,
     /// In which round of its introduction, counted from 1; `None` where that took no round.
     pub round: Option<u8>,
+}
+
+/// Who answers the SYNs of a round.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// The peer's kernel.
+    Peer,
+    /// The broker, in the peer's name.
+    Broker,
+    /// The peer, by hand.
+    Own,
 }
 
 /// What one side does in one round; times count from the common start.
@@ -86,6 +105,8 @@ pub struct Round {
     pub abandon: Option<Duration>,
     /// When the round has failed.
     pub limit: Duration,
+    /// Who answers.
+    pub answer: Answer,
 }
 
 /// Guesses at the next ports of a NAT that steps: another session or four may come between the look and the dial.
@@ -110,6 +131,7 @@ impl Round {
             raise: Duration::ZERO,
             abandon: None,
             limit: LIMIT,
+            answer: Answer::Peer,
         }
     }
 }

@@ -8,6 +8,7 @@
 //! The attempt orders sockets and is told what became of them. It greets every stream of its own with a keyed check; the
 //! first one whose check is answered wins, and the others are closed by the side that asked, so that both keep the same.
 
+mod answer;
 mod terms;
 
 use std::collections::BTreeMap;
@@ -30,13 +31,18 @@ use crate::punch::keys::PairKeys;
 use crate::punch::keys::Side;
 use crate::punch::look::Observer;
 use crate::punch::method;
+use crate::punch::method::Answer;
 use crate::punch::method::How;
 use crate::punch::method::Method;
 use crate::punch::method::Round;
 use crate::punch::turn;
 use crate::wire::broker::MAX_ENDPOINTS;
 use crate::wire::stun::TransactionId;
+use crate::wire::syn::Syn;
 
+use answer::Forgeries;
+
+pub use terms::Dialled;
 pub use terms::Hands;
 pub use terms::Opened;
 pub use terms::Plan;
@@ -74,9 +80,15 @@ pub struct Attempt {
     stage: Stage,
     port: Option<PortId>,
     bound: Bound,
+    /// What the broker saw of the port.
+    mapped: Option<SocketAddr>,
+    /// The SYN that was sent from there, where it matters.
+    syn: Option<Syn>,
     streams: BTreeMap<StreamId, Stream>,
     orders: VecDeque<StreamOrder>,
     ready: Option<Ready>,
+    dialled: Option<Dialled>,
+    forgeries: Forgeries,
     dials: u32,
     /// All rounds are over, and nothing came of them.
     failed: bool,
@@ -168,9 +180,13 @@ impl Attempt {
             stage: Stage::Waiting { until: start, round: first },
             port: None,
             bound: Bound::default(),
+            mapped: None,
+            syn: None,
             streams: BTreeMap::new(),
             orders: VecDeque::new(),
             ready: None,
+            dialled: None,
+            forgeries: Forgeries::default(),
             dials: 0,
             failed: false,
             tried: VecDeque::new(),
@@ -246,7 +262,8 @@ impl Attempt {
     pub fn handle_opened(&mut self, id: StreamId, hands: &mut Hands<'_>) -> Opened {
         let Some(stream) = self.streams.get_mut(&id) else { return Opened::Nothing };
         stream.open = true;
-        match (&mut stream.role, self.observer) {
+        let punched = matches!(stream.role, Role::Punched { .. });
+        let opened = match (&mut stream.role, self.observer) {
             (Role::Look(asked), Some(observer)) => {
                 let transaction = TransactionId(hands.rng.bytes());
                 *asked = Some((transaction, hands.now));
@@ -254,7 +271,11 @@ impl Attempt {
             }
             (Role::Look(_), None) => Opened::Nothing,
             (Role::Plain | Role::Punched { .. } | Role::Accepted { .. }, _) => Opened::Greet(stream.to),
+        };
+        if punched {
+            self.note_answer();
         }
+        opened
     }
 
     /// The check that a stream was greeted with left.
@@ -294,8 +315,11 @@ impl Attempt {
                 self.end(hands.now);
             }
             (Role::Punched { tries, .. }, Stage::Dialling { again, step, .. }) => {
-                let retry = matches!(gone.why, Why::Refused | Why::Unreachable) && !stream.open;
-                let listens = self.rounds.get(self.at).is_some_and(|round| round.abandon.is_some());
+                let round = self.rounds.get(self.at);
+                // Who answers for the peer has told it of this SYN and of no other.
+                let told = round.is_some_and(|round| round.answer != Answer::Peer);
+                let retry = matches!(gone.why, Why::Refused | Why::Unreachable) && !stream.open && !told;
+                let listens = round.is_some_and(|round| round.abandon.is_some());
                 if retry && tries < MAX_TRIES && !(listens && *step == Step::Limit) {
                     let jitter = RETRY.mul_f64(f64::from(hands.rng.u32()) / f64::from(u32::MAX));
                     again.push(Again { due: hands.now + RETRY + jitter, to: stream.to, tries });
@@ -334,7 +358,7 @@ impl Attempt {
         // Those of the other family cost nothing; of one family only as many as the method wants.
         let family =
             |v4: bool| endpoints.iter().copied().filter(move |to| to.is_ipv4() == v4).take(plan.dials);
-        let endpoints = family(true).chain(family(false)).collect();
+        let endpoints = Self::answerable(plan.answer, family(true).chain(family(false)).collect());
         self.tried.push_back(plan.method);
         self.stage = Stage::Dialling { start, endpoints, step: Step::Start, again: Vec::new() };
     }
@@ -496,6 +520,7 @@ impl Attempt {
             self.orders.push_back(StreamOrder::Unbind(port));
         }
         self.bound = Bound::default();
+        (self.mapped, self.syn) = (None, None);
     }
 
     fn open(&mut self, dial: Dial, role: Role, hands: &mut Hands<'_>) {
@@ -505,6 +530,7 @@ impl Attempt {
     }
 
     fn say_ready(&mut self, mapped: Option<SocketAddr>, rtt: Duration, hands: &mut Hands<'_>) {
+        self.mapped = mapped;
         let Some(round) = self.rounds.get(self.at) else { return };
         let endpoints = self.endpoints(mapped, round);
         if endpoints.is_empty() {
@@ -580,7 +606,8 @@ impl Attempt {
         }
         self.dials += 1;
         let ttl = round.ttl.filter(|_| tries == 1);
-        let dial = Dial { from: self.port, ttl, ..Dial::plain(to) };
+        let told = round.answer != Answer::Peer;
+        let dial = Dial { from: self.port, ttl, told, ..Dial::plain(to) };
         self.open(dial, Role::Punched { method: round.method, tries }, hands);
     }
 }

@@ -22,6 +22,19 @@ pub struct Ready {
     pub rtt: Duration,
 }
 
+/// What the broker is to be told of a SYN of ours.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Dialled {
+    /// Of which round, counted from 1.
+    pub round: u8,
+    /// Whether the broker is to answer it.
+    pub forge: bool,
+    /// Where it comes from, as the broker saw the port.
+    pub from: SocketAddr,
+    /// Its TCP header.
+    pub syn: Vec<u8>,
+}
+
 /// What an attempt needs from around it for the length of one call.
 pub struct Hands<'a> {
     /// The moment.

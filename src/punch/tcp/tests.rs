@@ -9,10 +9,13 @@ use crate::base::rng::Rng;
 use crate::base::rng::Seed;
 use crate::identity::agreement::Agreements;
 use crate::identity::keys::WgSecret;
+use crate::nat::behavior::Forged;
 use crate::nat::behavior::Mapping;
 use crate::nat::behavior::PortAssignment;
+use crate::nat::behavior::Profile;
 use crate::punch::turn::Turn;
 use crate::wire::stun;
+use crate::wire::syn::testing::linux;
 
 #[test]
 fn a_round_looks_tells_dials_and_greets_and_the_first_answered_stream_wins() {
@@ -41,7 +44,7 @@ fn a_round_looks_tells_dials_and_greets_and_the_first_answered_stream_wins() {
     let closed = [look, StreamId(1 << 31)].map(StreamOrder::Close);
     let mut orders = story.orders();
     orders.sort_by_key(|order| format!("{order:?}"));
-    assert_eq!(orders, [closed[0], closed[1], StreamOrder::Unbind(port)]);
+    assert_eq!(orders, [closed[0].clone(), closed[1].clone(), StreamOrder::Unbind(port)]);
     assert!(story.attempt.is_over());
 }
 
@@ -239,6 +242,78 @@ fn a_peer_that_dies_in_the_middle_leaves_nothing_open_after_two_minutes() {
     }
 }
 
+#[test]
+fn a_syn_that_the_broker_answers_is_dialled_once_and_told_with_where_it_was_seen_to_come_from() {
+    let mut story = Story::new(Side::Asking, answered_round());
+    story.until_dialling(&["[2001:db8::7]:5000", "198.51.100.7:5000", "198.51.100.7:5001"]);
+    let (id, dial) = story.opened_one();
+    assert_eq!((dial.to, dial.ttl, dial.told), (at("198.51.100.7:5000"), Some(3), true));
+    let packet = linux("192.168.1.2:4000", "198.51.100.7:5000", 77, 1, 2);
+    story.attempt.handle_dialled(id, &packet);
+    let wanted = Dialled { round: 1, forge: true, from: at("203.0.113.5:4000"), syn: packet[20..].to_vec() };
+    assert_eq!(story.attempt.poll_dialled(), Some(wanted));
+    assert_eq!(story.attempt.poll_dialled(), None);
+    let gone = Gone::new(Why::Refused, "refused");
+    story.with(|a, h| a.handle_closed(id, &gone, h));
+    story.pass(ms(500));
+    assert_eq!(story.orders(), [], "another SYN would have another number");
+}
+
+#[test]
+fn answers_that_were_sent_twice_and_never_came_are_lost_on_their_way() {
+    for (told, arrives, lost) in [(2, false, true), (1, false, false), (2, true, false)] {
+        let mut story = Story::new(Side::Asking, answered_round());
+        story.until_dialling(&["198.51.100.7:5000"]);
+        for round in 1..=2 {
+            let (id, _) = story.opened_one();
+            if round <= told {
+                story.attempt.handle_both_dialled(round, true, &[]);
+                story.attempt.handle_both_dialled(round + 1, true, &[]);
+            }
+            if arrives {
+                story.with(|a, h| a.handle_opened(id, h));
+            }
+            story.pass(ms(2_500));
+            if round == 1 {
+                let orders = story.orders();
+                let Some(StreamOrder::Bind(port)) = orders.last() else { panic!("{orders:?}") };
+                story.with(|a, h| a.handle_bound(*port, Bound { v4: Some(4001), v6: None }, h));
+                let (look, _) = story.opened_one();
+                story.look_answers(look, "203.0.113.5:4001");
+                story.go(&["198.51.100.7:5000"], Duration::ZERO);
+            }
+        }
+        assert_eq!(story.attempt.has_lost_forgeries(), lost, "told {told} times");
+    }
+}
+
+#[test]
+fn whoever_answers_by_hand_takes_the_peers_number_and_its_own() {
+    let round = Round { answer: Answer::Own, ..answered_round() };
+    let mut story = Story::new(Side::Asking, round);
+    story.until_dialling(&["198.51.100.7:5000"]);
+    let (id, _) = story.opened_one();
+    let peers = &linux("192.168.9.9:5", "203.0.113.5:4000", 5000, 1, 2)[20..];
+    story.attempt.handle_both_dialled(1, false, peers);
+    assert_eq!(story.orders(), [], "our own SYN has not left");
+    story.attempt.handle_dialled(id, &linux("192.168.1.2:4000", "198.51.100.7:5000", 77, 1, 2));
+    story.attempt.handle_both_dialled(1, true, peers);
+    assert_eq!(story.orders(), [], "nobody asked for a forged one");
+    story.attempt.handle_both_dialled(1, false, peers);
+    let orders = story.orders();
+    let [StreamOrder::Print(to, packet)] = &orders[..] else { panic!("{orders:?}") };
+    let (source, destination, segment) = stun::captured::read(packet).unwrap();
+    assert_eq!((source, destination), (at("192.168.1.2:4000"), at("198.51.100.7:5000")));
+    assert_eq!(IpAddr::from(*to), destination.ip());
+    assert_eq!((segment.sequence, segment.acknowledgment), (77, 5001));
+}
+
+/// STUNT-1, two routers away from the outside.
+fn answered_round() -> Round {
+    let able = Profile { tcp: INDEPENDENT, forged: Forged::Able, hops: Some(2), ..Profile::default() };
+    method::stunt1::round(&able, &able).unwrap()
+}
+
 const INDEPENDENT: Behavior = Behavior {
     passes: Some(true),
     mapping: Mapping::EndpointIndependent,
@@ -319,7 +394,10 @@ impl Story {
                 StreamOrder::Bind(port) => drop(self.open.insert(format!("{port:?}"))),
                 StreamOrder::Close(id) => drop(self.open.remove(&format!("{id:?}"))),
                 StreamOrder::Unbind(port) => drop(self.open.remove(&format!("{port:?}"))),
-                StreamOrder::RaiseTtl(_) | StreamOrder::OpenUdp(_) | StreamOrder::CloseUdp(_) => {}
+                StreamOrder::RaiseTtl(_)
+                | StreamOrder::Print(..)
+                | StreamOrder::OpenUdp(_)
+                | StreamOrder::CloseUdp(_) => {}
             }
         }
         orders

@@ -9,7 +9,7 @@
 //! | kind | to the broker | fields | kind | from the broker | fields |
 //! |---|---|---|---|---|---|
 //! | 0x01 | Redeem | SECRET SIGNING_REQUEST | 0x81 | Enrolled | CERTIFICATE |
-//! | 0x02 | Register | SOFTWARE CANDIDATE* PROFILE ENDPOINT* VERSION WATCH | 0x82 | Registered | REGISTRATION UDP* STUN* OBSERVED TIME |
+//! | 0x02 | Register | SOFTWARE CANDIDATE* PROFILE ENDPOINT* VERSION WATCH | 0x82 | Registered | REGISTRATION UDP* STUN* OBSERVED TIME FORGE |
 //! | 0x03 | Update | CANDIDATE* PROFILE | | | |
 //! | 0x04 | Lookup | REQUEST, NAME or ADDRESS | 0x84 | Found | REQUEST MEMBER |
 //! | 0x05 | List | REQUEST NAME | 0x85 | Listing | REQUEST MEMBER* MORE |
@@ -19,6 +19,7 @@
 //! | | | | 0x8d | Awaited | ATTEMPT ROUND |
 //! | | | | 0x8e | Go | ATTEMPT ROUND ENDPOINT* MILLIS |
 //! | 0x09 | Delays | DELAY* | 0x8f | Relays | PLACE* |
+//! | 0x0d | Dialled | ATTEMPT ROUND FORGE OBSERVED SYN | 0x90 | Dialled | ATTEMPT ROUND FORGE SYN |
 //! | | | | 0x89 | Revocations | REVOCATIONS |
 //! | 0x0a | Renew | REQUEST SIGNING_REQUEST | 0x8a | Renewed | REQUEST CERTIFICATE |
 //! | | | | 0x8b | Refused | REQUEST REFUSAL TEXT |
@@ -44,6 +45,7 @@ use super::MAX_RELAYS;
 use super::MAX_REQUEST;
 use super::MAX_REVOCATIONS;
 use super::MAX_STUN;
+use super::MAX_SYN;
 use super::MAX_TOKEN;
 use super::MAX_UDP;
 use super::MAX_WAIT;
@@ -85,6 +87,7 @@ mod kind {
     pub(super) const CONVEY: u8 = 0x07;
     pub(super) const READY: u8 = 0x08;
     pub(super) const DELAYS: u8 = 0x09;
+    pub(super) const DIALLED: u8 = 0x0d;
     pub(super) const RENEW: u8 = 0x0a;
     pub(super) const PING: u8 = 0x0c;
     pub(super) const ENROLLED: u8 = 0x81;
@@ -101,6 +104,7 @@ mod kind {
     pub(super) const AWAITED: u8 = 0x8d;
     pub(super) const GO: u8 = 0x8e;
     pub(super) const RELAYS: u8 = 0x8f;
+    pub(super) const BOTH_DIALLED: u8 = 0x90;
 }
 
 mod tag {
@@ -138,6 +142,8 @@ mod tag {
     pub(super) const MILLIS: u8 = 32;
     pub(super) const DELAY: u8 = 33;
     pub(super) const PLACE: u8 = 34;
+    pub(super) const SYN: u8 = 35;
+    pub(super) const FORGE: u8 = 36;
 }
 
 /// In the place of a delay: the relay cannot be reached.
@@ -157,6 +163,7 @@ impl ToBroker {
             Self::Convey { .. } => kind::CONVEY,
             Self::Ready { .. } => kind::READY,
             Self::Delays(_) => kind::DELAYS,
+            Self::Dialled { .. } => kind::DIALLED,
             Self::Renew { .. } => kind::RENEW,
             Self::Ping { .. } => kind::PING,
         });
@@ -197,6 +204,10 @@ impl ToBroker {
                 for delay in delays.iter().take(MAX_PLACES) {
                     m.field(tag::DELAY, &emit_delay(delay));
                 }
+            }
+            Self::Dialled { attempt, round, forge, from, syn } => {
+                m.round(*attempt, *round).flag(tag::FORGE, *forge).endpoint(tag::OBSERVED, *from);
+                m.capped(tag::SYN, syn, MAX_SYN);
             }
             Self::Renew { request, csr } => {
                 m.request(*request).capped(tag::SIGNING_REQUEST, csr, MAX_REQUEST);
@@ -252,6 +263,13 @@ impl ToBroker {
             kind::DELAYS => {
                 Self::Delays(f.list(tag::DELAY, MAX_PLACES)?.map(parse_delay).collect::<Result<_, _>>()?)
             }
+            kind::DIALLED => Self::Dialled {
+                attempt: AttemptId(f.array(tag::ATTEMPT)?),
+                round: f.byte(tag::ROUND)?,
+                forge: f.flag(tag::FORGE)?,
+                from: endpoint(f.required(tag::OBSERVED)?)?,
+                syn: f.nonempty(tag::SYN, MAX_SYN)?,
+            },
             kind::RENEW => {
                 Self::Renew { request: request(f)?, csr: f.bytes(tag::SIGNING_REQUEST, MAX_REQUEST)? }
             }
@@ -281,6 +299,7 @@ impl FromBroker {
             Self::Awaited { .. } => kind::AWAITED,
             Self::Go { .. } => kind::GO,
             Self::Relays(_) => kind::RELAYS,
+            Self::Dialled { .. } => kind::BOTH_DIALLED,
         });
         match self {
             Self::Enrolled { certificate } => {
@@ -295,7 +314,8 @@ impl FromBroker {
                     m.endpoint(tag::STUN, *addr);
                 }
                 m.endpoint(tag::OBSERVED, registered.observed)
-                    .field(tag::TIME, &registered.time.micros().to_be_bytes());
+                    .field(tag::TIME, &registered.time.micros().to_be_bytes())
+                    .flag(tag::FORGE, registered.forge);
             }
             Self::Found { request, member } => {
                 m.request(*request).field(tag::MEMBER, &emit_member(member));
@@ -356,6 +376,9 @@ impl FromBroker {
             Self::Go { attempt, round, endpoints, wait } => {
                 m.round(*attempt, *round).endpoints(endpoints).millis((*wait).min(MAX_WAIT));
             }
+            Self::Dialled { attempt, round, forge, syn } => {
+                m.round(*attempt, *round).flag(tag::FORGE, *forge).capped(tag::SYN, syn, MAX_SYN);
+            }
         }
         m.finish()
     }
@@ -374,6 +397,7 @@ impl FromBroker {
                 stun: f.list(tag::STUN, MAX_STUN)?.map(endpoint).collect::<Result<_, _>>()?,
                 observed: endpoint(f.required(tag::OBSERVED)?)?,
                 time: time(f, tag::TIME)?,
+                forge: f.flag(tag::FORGE)?,
             }),
             kind::FOUND => {
                 Self::Found { request: request(f)?, member: parse_member(f.required(tag::MEMBER)?)? }
@@ -422,6 +446,12 @@ impl FromBroker {
                 round: f.byte(tag::ROUND)?,
                 endpoints: endpoints(f)?,
                 wait: Some(millis(f)?).filter(|wait| *wait <= MAX_WAIT).ok_or(WireError::Invalid)?,
+            },
+            kind::BOTH_DIALLED => Self::Dialled {
+                attempt: AttemptId(f.array(tag::ATTEMPT)?),
+                round: f.byte(tag::ROUND)?,
+                forge: f.flag(tag::FORGE)?,
+                syn: f.nonempty(tag::SYN, MAX_SYN)?,
             },
             _ => return Err(WireError::Unknown),
         })

@@ -42,6 +42,8 @@ pub const MAX_PLACES: usize = 16;
 pub const MAX_LISTED: usize = 64;
 /// Most endpoints that one side of a punch names: five guesses, and one or two in the other family.
 pub const MAX_ENDPOINTS: usize = 8;
+/// A TCP header with as many options as fit (RFC 9293 3.1), bytes.
+pub const MAX_SYN: usize = 60;
 /// Longest that a punch waits for the other side, milliseconds: half of a satellite's round trip, and room.
 pub const MAX_WAIT: u16 = 1000;
 /// Most addresses at which a broker takes UDP registrations.
@@ -121,6 +123,20 @@ pub enum ToBroker {
     },
     /// How far our relays are, as [`FromBroker::Relays`] asked.
     Delays(Vec<RelayDelay>),
+    /// In round `round` we have dialled the other side's first endpoint with this SYN, which died on its way. Once both have
+    /// said so, either the broker answers each in the other's name, or each gets to know the other's SYN.
+    Dialled {
+        /// The introduction that it belongs to.
+        attempt: AttemptId,
+        /// Counted from 1.
+        round: u8,
+        /// Whether the broker is to forge the answers: both must want it.
+        forge: bool,
+        /// What the port that we dialled from looks like outside: as the broker saw it.
+        from: SocketAddr,
+        /// The TCP header of our SYN, at most [`MAX_SYN`] bytes.
+        syn: Vec<u8>,
+    },
     /// A new certificate for the same holder, please; `csr` is a signing request of the same keys.
     Renew {
         /// Echoed by the answer.
@@ -227,6 +243,8 @@ pub struct Registered {
     pub observed: SocketAddr,
     /// The broker's clock.
     pub time: UnixTime,
+    /// Whether it forges answers to TCP connections between two members that both ask for it.
+    pub forge: bool,
 }
 
 /// Why a request was refused. The text beside it is for people.
@@ -305,6 +323,17 @@ pub enum FromBroker {
         endpoints: Vec<SocketAddr>,
         /// Milliseconds, at most [`MAX_WAIT`].
         wait: u16,
+    },
+    /// Both sides have dialled.
+    Dialled {
+        /// The introduction that it belongs to.
+        attempt: AttemptId,
+        /// Counted from 1.
+        round: u8,
+        /// Whether the broker has answered both SYNs in the other's name.
+        forge: bool,
+        /// The TCP header of the other side's SYN, at most [`MAX_SYN`] bytes.
+        syn: Vec<u8>,
     },
     /// A member came, changed or went.
     Changed(MemberRecord),

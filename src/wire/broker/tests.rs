@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::nat::behavior::Behavior;
 use crate::nat::behavior::Filtering;
+use crate::nat::behavior::Forged;
 use crate::nat::behavior::Mapping;
 use crate::nat::behavior::PortAssignment;
 use crate::nat::behavior::Reaction;
@@ -107,6 +108,9 @@ fn to_broker() -> impl Strategy<Value = ToBroker> {
         (attempt(), any::<u8>(), endpoints(), any::<u16>())
             .prop_map(|(attempt, round, endpoints, rtt)| ToBroker::Ready { attempt, round, endpoints, rtt }),
         vec(delay(), 0..=MAX_PLACES).prop_map(ToBroker::Delays),
+        (attempt(), any::<u8>(), any::<bool>(), endpoint(), vec(any::<u8>(), 1..=MAX_SYN)).prop_map(
+            |(attempt, round, forge, from, syn)| ToBroker::Dialled { attempt, round, forge, from, syn }
+        ),
         (request(), vec(any::<u8>(), 0..MAX_REQUEST))
             .prop_map(|(request, csr)| ToBroker::Renew { request, csr }),
         any::<u32>().prop_map(|nonce| ToBroker::Ping { nonce }),
@@ -115,15 +119,15 @@ fn to_broker() -> impl Strategy<Value = ToBroker> {
 
 fn from_broker() -> impl Strategy<Value = FromBroker> {
     let addrs = |most| vec(endpoint(), 0..=most);
-    let registered = (any::<u64>(), addrs(MAX_UDP), addrs(MAX_STUN), endpoint(), time()).prop_map(
-        |(registration, udp, stun, observed, time)| Registered {
+    let registered = (any::<u64>(), addrs(MAX_UDP), addrs(MAX_STUN), endpoint(), time(), any::<bool>())
+        .prop_map(|(registration, udp, stun, observed, time, forge)| Registered {
             registration: RegistrationId(registration),
             udp,
             stun,
             observed,
             time,
-        },
-    );
+            forge,
+        });
     let offer = (
         attempt(),
         proptest::option::of(request()),
@@ -167,6 +171,8 @@ fn from_broker() -> impl Strategy<Value = FromBroker> {
         (attempt(), any::<u8>()).prop_map(|(attempt, round)| FromBroker::Awaited { attempt, round }),
         (attempt(), any::<u8>(), endpoints(), 0..=MAX_WAIT)
             .prop_map(|(attempt, round, endpoints, wait)| FromBroker::Go { attempt, round, endpoints, wait }),
+        (attempt(), any::<u8>(), any::<bool>(), vec(any::<u8>(), 1..=MAX_SYN))
+            .prop_map(|(attempt, round, forge, syn)| FromBroker::Dialled { attempt, round, forge, syn }),
     ]
 }
 
@@ -340,6 +346,7 @@ fn sample_profile() -> Profile {
         segments: Segments { sequence_kept: Some(true), ..Segments::default() },
         transitory: Transitory { opening: Some(60), closing: None },
         hops: Some(2),
+        forged: Forged::Able,
     }
 }
 
@@ -368,7 +375,7 @@ fn golden_to() -> Vec<(ToBroker, &'static str)> {
                 revocations: 3,
                 watch: true,
             }),
-            "02 080005 302e312e30 090009 0004 04c0000201 1092 0a0020 02 010204010000010201001e 00050502fffe0000000000 00000001 02 003c0000 \
+            "02 080005 302e312e30 090009 0004 04c0000201 1092 0a0021 03 010204010000010201001e 00050502fffe0000000000 00000001 02 003c0000 01 \
              0b0015 0102 0620010db8000000000000000000000001 17ad 0c0008 0000000000000003 0d0001 01",
         ),
         (
@@ -415,6 +422,16 @@ fn golden_to() -> Vec<(ToBroker, &'static str)> {
             ]),
             "09 210005 0028 6e6173 210003 ffff 72",
         ),
+        (
+            ToBroker::Dialled {
+                attempt: ATTEMPT,
+                round: 1,
+                forge: true,
+                from: "203.0.113.5:20001".parse().unwrap(),
+                syn: vec![0x4e, 0x21],
+            },
+            "0d 0f0010 000102030405060708090a0b0c0d0e0f 1f0001 01 240001 01 180007 04cb007105 4e21 230002 4e21",
+        ),
         (ToBroker::Renew { request: RequestId(7), csr: vec![0xcc] }, "0a 010004 00000007 040001 cc"),
         (ToBroker::Ping { nonce: 8 }, "0c 020004 00000008"),
     ]
@@ -430,8 +447,10 @@ fn golden_from() -> Vec<(FromBroker, &'static str)> {
                 stun: vec!["198.51.100.2:3478".parse().unwrap()],
                 observed: "203.0.113.5:50000".parse().unwrap(),
                 time: UnixTime::from_secs(1),
+                forge: true,
             }),
-            "82 160008 0000000000000009 170007 04c6336401 17ac 1e0007 04c6336402 0d96 180007 04cb007105 c350 190008 00000000000f4240",
+            "82 160008 0000000000000009 170007 04c6336401 17ac 1e0007 04c6336402 0d96 180007 04cb007105 c350 190008 00000000000f4240 \
+             240001 01",
         ),
         (
             FromBroker::Found { request: RequestId(1), member: sample_member() },
@@ -458,7 +477,7 @@ fn golden_from() -> Vec<(FromBroker, &'static str)> {
             }),
             "86 0f0010 000102030405060708090a0b0c0d0e0f 010004 00000006 \
              100010 050002 ce47 120008 00000000000f4240 \
-             090009 0004 04c0000201 1092 0a0020 02 010204010000010201001e 00050502fffe0000000000 00000001 02 003c0000 \
+             090009 0004 04c0000201 1092 0a0021 03 010204010000010201001e 00050502fffe0000000000 00000001 02 003c0000 01 \
              130027 050001 ce 0b0009 0004 04c0000201 1092 140010 11111111111111111111111111111111 150001 70 \
              0e0004 01000000",
         ),
@@ -496,6 +515,10 @@ fn golden_from() -> Vec<(FromBroker, &'static str)> {
                 endpoints: vec![sample_candidate()],
             }]),
             "8f 220012 060003 6e6173 0b0009 0004 04c0000201 1092",
+        ),
+        (
+            FromBroker::Dialled { attempt: ATTEMPT, round: 1, forge: false, syn: vec![0x4e, 0x21] },
+            "90 0f0010 000102030405060708090a0b0c0d0e0f 1f0001 01 230002 4e21",
         ),
     ]
 }

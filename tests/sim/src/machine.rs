@@ -485,6 +485,7 @@ impl Machine {
                 self.next_socket = (self.next_socket + 1) % SOCKETS;
             }
             StreamOrder::CloseUdp(id) => drop(self.sockets.remove(&id)),
+            StreamOrder::Print(..) => {}
         }
     }
 
@@ -536,6 +537,7 @@ impl World {
             directory: false,
             relay: true,
             serve: machine.serves.then(server::Config::default),
+            by_hand: false,
             overlay,
             configured: Vec::new(),
             observers: Vec::new(),

@@ -227,6 +227,7 @@ impl Server {
             prefix_v6: authority.anchor().overlay_prefix_v6(),
             advertised_udp: vec![BROKER],
             udp_port: None,
+            forge: false,
         };
         let mut directory = Directory::default();
         for certificate in self.known.values() {
@@ -437,7 +438,7 @@ impl Server {
                         }
                     }
                 }
-                Action::Remember(_) | Action::Gone(..) | Action::Renew { .. } => {}
+                Action::Remember(_) | Action::Gone(..) | Action::Forge { .. } | Action::Renew { .. } => {}
             }
         }
         self.sent.drain(..).collect()

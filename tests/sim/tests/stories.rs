@@ -534,6 +534,7 @@ fn a_broker_that_lists_in_circles_is_not_asked_for_ever() {
                 stun: vec![],
                 observed: server::BROKER,
                 time: now.unix,
+                forge: false,
             };
             let up = LinkUp { broker: server::BROKER, name, key: [0; 32], signer: [0; 32], registered };
             node.handle_link_up(up, now, out);
