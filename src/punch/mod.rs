@@ -10,7 +10,8 @@
 //! Over TCP the same checks are the first frames on whatever stream comes up: nothing else is answered there either.
 //!
 //! What this module refuses to do: answer a check under any other key, probe more than
-//! [`attempt::MAX_CHECKS`] addresses, or send more than [`attempt::MAX_PROBES`] probes an attempt.
+//! [`attempt::MAX_CHECKS`] addresses, or send more than [`attempt::MAX_PROBES`] probes an attempt; where ports are random,
+//! [`search::PROBES`] more, to one address that the broker saw.
 
 pub mod attempt;
 pub mod keys;
