@@ -170,6 +170,7 @@ pub(super) fn run(args: &NetcheckArgs) -> anyhow::Result<Exit> {
     let mut lines = Vec::new();
     for measured in &all {
         if !others.is_empty() {
+            lines.extend((!lines.is_empty()).then(String::new));
             lines.push(format!("Over {}:", measured.family.name()));
         }
         let report = &measured.report;

@@ -336,11 +336,14 @@ impl Survey {
         const ONE_ADDRESS: &str =
             "the server has one address only; name a second server, or one that does RFC 5780";
         const NO_STUNT: &str = "the server does not do STUNT; ours does (`[stun]` in the configuration)";
-        const SERVER: &str = "the server lacks the privileges for it";
+        const PRIVILEGE: &str = "the server lacks the privileges for it";
+        const IPV6: &str = "over IPv6 no server reads packets or makes them by hand";
         const HERE: &str = "it needs root here";
         const MOVES: &str = "the outer port changes with the destination, so nobody can be met at it";
         const NOT_YET: &str = "it was not measured";
         let server = self.stunt_server();
+        let is_ipv6 = self.tcp_primary().is_some_and(|server| server.is_ipv6());
+        let incapable = if is_ipv6 { IPV6 } else { PRIVILEGE };
         let mut all = Vec::new();
         let mut add = |is_unknown: bool, what, why| {
             if is_unknown {
@@ -367,7 +370,7 @@ impl Survey {
             let why = match &server {
                 None => NO_STUNT,
                 Some(server) if server.addresses.len() < 2 => ONE_ADDRESS,
-                Some(server) if !server.can.silent || !server.can.watch => SERVER,
+                Some(server) if !server.can.silent || !server.can.watch => incapable,
                 Some(_) => NOT_YET,
             };
             add(tcp.filtering == Filtering::Unknown, "filtering of TCP", why);
@@ -379,7 +382,7 @@ impl Survey {
             add(tcp.hairpin.is_none() && moves, "hairpin of TCP", MOVES);
             let forge = match &server {
                 None => NO_STUNT,
-                Some(server) if !server.can.forge || !server.can.watch => SERVER,
+                Some(server) if !server.can.forge || !server.can.watch => incapable,
                 Some(_) => NOT_YET,
             };
             add(segments.survives_reset.is_none(), "whether a mapping outlives a RST", forge);
@@ -387,7 +390,7 @@ impl Survey {
             let own = |can: bool| match (&server, self.scope.privileged) {
                 (None, _) => NO_STUNT,
                 (_, false) => HERE,
-                (Some(_), true) if !can => SERVER,
+                (Some(_), true) if !can => incapable,
                 _ => NOT_YET,
             };
             let mut lifetime = |known: Option<u16>, what, why| {
