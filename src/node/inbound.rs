@@ -192,7 +192,7 @@ impl Node {
         match self.keys.identify(source, message, &mut buffer) {
             Initiator::Claims(key) => self.peers.by_key(&key).or_else(|| {
                 let known = self.directory.by_key(&key).cloned()?;
-                Some(self.peer_of(&known, now))
+                Some(self.peer_of(&known, now, out))
             }),
             Initiator::Cookie(n) => {
                 self.counters.rate_limited += 1;

@@ -411,7 +411,7 @@ impl Node {
     }
 
     /// The peer for a known member, made if need be.
-    fn peer_of(&mut self, known: &Known, now: Now) -> PeerId {
+    fn peer_of(&mut self, known: &Known, now: Now, out: &mut Output) -> PeerId {
         let subject = &known.certificate.subject;
         if let Some(id) = self.peers.by_key(&subject.wg) {
             if let Some(Peer { kind: Kind::Mesh(mesh), .. }) = self.peers.get_mut(id)
@@ -426,8 +426,7 @@ impl Node {
         if let Some(old) = self.peers.by_name(&subject.uri.name)
             && matches!(self.peers.get(old).map(|p| &p.kind), Some(Kind::Mesh(_)))
         {
-            self.routes.remove(old);
-            let _ = self.peers.remove(old);
+            self.drop_peer(old, now, out);
         }
         let index = self.fresh_index();
         let session = Session::new(&self.keys, subject.wg, None, None, index);
@@ -448,6 +447,21 @@ impl Node {
             self.routes.insert(addr.into(), id);
         }
         id
+    }
+
+    /// Forgets a peer and closes everything that it has open.
+    fn drop_peer(&mut self, id: PeerId, now: Now, out: &mut Output) {
+        self.routes.remove(id);
+        if let Some(path) = self.peers.get_mut(id).and_then(Peer::path_mut) {
+            path.close(now.instant);
+            while let Some(order) = path.poll_order() {
+                out.orders.push_back(Order::Stream(order));
+            }
+        }
+        self.streams.retain(|_, owner| *owner != Owner::Peer(id));
+        self.ports.retain(|_, owner| *owner != id);
+        self.sockets.retain(|_, owner| *owner != id);
+        let _ = self.peers.remove(id);
     }
 
     fn transport_to(&self, peer: &MemberName) -> path::Transport {
@@ -585,17 +599,5 @@ impl Node {
             .take(MAX_CANDIDATES - 2 - tcp.len())
             .chain(tcp)
             .collect()
-    }
-}
-
-impl Peer {
-    /// Ends everything that the peer has open.
-    fn close(&mut self, now: Instant, out: &mut Output) {
-        if let Some(path) = self.path_mut() {
-            path.close(now);
-            while let Some(order) = path.poll_order() {
-                out.orders.push_back(Order::Stream(order));
-            }
-        }
     }
 }

@@ -158,7 +158,7 @@ impl Node {
             return;
         }
         if let Some(known) = self.directory.by_addr(to).cloned() {
-            let id = self.peer_of(&known, now);
+            let id = self.peer_of(&known, now, out);
             if let Some(peer) = self.peers.get_mut(id) {
                 let _ = peer.keep(packet, now.instant);
                 if let Some(path) = peer.path_mut() {

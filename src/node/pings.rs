@@ -53,7 +53,7 @@ impl Node {
                 }
             });
         };
-        let id = self.peer_of(&known, now);
+        let id = self.peer_of(&known, now, out);
         if self.pings.len() >= MAX_PINGS {
             return Reply::Refused("too many pings at once".to_owned());
         }

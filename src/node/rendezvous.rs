@@ -336,7 +336,7 @@ impl Node {
         if self.directory.insert(known.clone()) && news {
             self.announce_directory(out);
         }
-        let id = self.peer_of(&known, now);
+        let id = self.peer_of(&known, now, out);
         self.peers.introduce(id, offer.attempt);
         if let Some(request) = offer.request {
             self.link.pending.remove(&request);
@@ -391,7 +391,7 @@ impl Node {
         else {
             return;
         };
-        let id = self.peer_of(&known, now);
+        let id = self.peer_of(&known, now, out);
         if let Some(peer) = self.peers.get_mut(id) {
             for packet in &waiting {
                 let _ = peer.keep(packet, now.instant);
@@ -477,7 +477,7 @@ impl Node {
         if let Some(id) = self.peers.by_name(&name) {
             // New keys under an old name: another peer.
             let id = if self.peers.get(id).is_some_and(|p| p.wg != known.certificate.subject.wg) {
-                self.peer_of(&known, now)
+                self.peer_of(&known, now, out)
             } else {
                 id
             };
@@ -563,14 +563,17 @@ pub(super) mod tests {
     use crate::base::id::RegistrationId;
     use crate::base::rng::Seed;
     use crate::base::time::UnixTime;
+    use crate::base::transmit::StreamOrder;
     use crate::identity::authority::Authority;
     use crate::identity::certificate::Roles;
     use crate::identity::certificate::Serial;
     use crate::identity::certificate::Subject;
     use crate::identity::keys::SigningKey;
     use crate::identity::keys::WgSecret;
+    use crate::nat::candidate::Candidate;
     use crate::node::Config;
     use crate::node::Me;
+    use crate::node::Ports;
 
     const DAY: u64 = 86_400;
     pub(crate) const SIGNED: u64 = 1_800_000_000;
@@ -625,6 +628,52 @@ pub(super) mod tests {
             let names = |notice: &Notice| matches!(notice, Notice::Directory(all) if all.len() == 2);
             assert_eq!(out.notices.iter().any(names), told, "{what}");
         }
+    }
+
+    #[test]
+    fn a_peer_that_has_got_other_keys_leaves_nothing_of_the_old_one_open() {
+        let (authority, wg) = (authority(), WgSecret::generate());
+        let mut node = node(&authority, &SigningKey::generate(), &WgSecret::generate());
+        let ports = Ports { tcp_v4: 5, ..Ports::default() };
+        let mut out = Output::default();
+        node.handle_network(&["192.0.2.7".parse().unwrap()], ports, at(SIGNED), &mut out);
+        let member = |wg: &WgSecret| MemberRecord {
+            certificate: certificate_of(
+                "bert",
+                "10.77.0.2",
+                &authority,
+                &SigningKey::generate(),
+                wg.public(),
+                SIGNED,
+            )
+            .der,
+            online: true,
+            last_seen: UnixTime::from_secs(SIGNED),
+        };
+        let door = Candidate {
+            transport: crate::nat::candidate::Transport::Tcp,
+            kind: crate::nat::candidate::Kind::Host,
+            addr: "192.0.2.9:5".parse().unwrap(),
+        };
+        let offer = Offer {
+            attempt: crate::base::id::AttemptId([1; 16]),
+            request: None,
+            peer: member(&wg),
+            candidates: vec![door],
+            profile: Default::default(),
+            relays: Vec::new(),
+            noise: Vec::new(),
+        };
+        node.handle_broker(FromBroker::Offer(offer), at(SIGNED), &mut out);
+        node.handle_timeout(at(SIGNED + 1), &mut out);
+        assert_eq!((node.streams.len(), node.ports.len()), (1, 1), "a dial, and a port to punch from");
+        let changed = FromBroker::Changed(member(&WgSecret::generate()));
+        node.handle_broker(changed, at(SIGNED + 2), &mut out);
+        assert_eq!((node.streams.len(), node.ports.len()), (0, 0));
+        let orders =
+            || out.orders.iter().filter_map(|o| if let Order::Stream(o) = o { Some(o) } else { None });
+        let given_back = |o: &&StreamOrder| matches!(o, StreamOrder::Close(_) | StreamOrder::Unbind(_));
+        assert_eq!(orders().filter(given_back).count(), orders().count() / 2);
     }
 
     fn asked(node: &mut Node, unix: u64) -> Option<RequestId> {

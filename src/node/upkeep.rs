@@ -56,11 +56,10 @@ impl Node {
             .collect();
         let gone = self.directory.retain(|known| believed(&known.certificate));
         for id in doomed {
-            self.routes.remove(id);
-            if let Some(mut peer) = self.peers.remove(id) {
+            if let Some(peer) = self.peers.get(id) {
                 tracing::info!(peer = %peer.name, "dropped: its certificate is no longer valid");
-                peer.close(now.instant, out);
             }
+            self.drop_peer(id, now, out);
         }
         if !gone.is_empty() {
             self.announce_directory(out);
@@ -91,10 +90,7 @@ impl Node {
             .collect();
         idle.sort_unstable();
         for (_, id) in idle.into_iter().skip(MAX_IDLE_PEERS) {
-            self.routes.remove(id);
-            if let Some(mut peer) = self.peers.remove(id) {
-                peer.close(now.instant, out);
-            }
+            self.drop_peer(id, now, out);
         }
     }
 }
