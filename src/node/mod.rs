@@ -78,6 +78,7 @@ use crate::node::request::Reply;
 use crate::node::request::Request;
 use crate::node::routes::Routes;
 use crate::node::status::Counters;
+use crate::node::status::Holdings;
 use crate::node::streams::Owner;
 use crate::path;
 use crate::path::Ctx;
@@ -387,6 +388,21 @@ impl Node {
         self.peers.iter().count()
     }
 
+    /// What is open beside the data sockets and the listener: nothing, once everybody has been silent for long.
+    #[must_use]
+    pub fn holdings(&self) -> Holdings {
+        let paths = self.peers.iter().filter_map(|(_, peer)| match &peer.kind {
+            Kind::Mesh(mesh) => Some(&mesh.path),
+            Kind::Stock { .. } => None,
+        });
+        Holdings {
+            attempts: paths.map(Path::attempts).sum(),
+            streams: self.streams.len(),
+            ports: self.ports.len(),
+            sockets: self.sockets.len(),
+        }
+    }
+
     /// What the link should say about us when it comes up.
     #[must_use]
     pub fn register(&self) -> Register {
@@ -455,10 +471,16 @@ impl Node {
         if let Some(path) = self.peers.get_mut(id).and_then(Peer::path_mut) {
             path.close(now.instant);
             while let Some(order) = path.poll_order() {
+                if let StreamOrder::Close(stream) = order {
+                    self.streams.remove(&stream);
+                }
                 out.orders.push_back(Order::Stream(order));
             }
         }
-        self.streams.retain(|_, owner| *owner != Owner::Peer(id));
+        // Those too that the peer had dialled in vain.
+        for (stream, _) in self.streams.extract_if(.., |_, owner| *owner == Owner::Peer(id)) {
+            out.orders.push_back(Order::Stream(StreamOrder::Close(stream)));
+        }
         self.ports.retain(|_, owner| *owner != id);
         self.sockets.retain(|_, owner| *owner != id);
         let _ = self.peers.remove(id);

@@ -129,6 +129,19 @@ pub struct BrokerStatus {
     pub rtt: Option<Duration>,
 }
 
+/// What a node has open for its peers, beside the data sockets and the listener.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Holdings {
+    /// Attempts at direct ways, over UDP and over TCP.
+    pub attempts: usize,
+    /// TCP streams, those of strangers and of relays too.
+    pub streams: usize,
+    /// TCP ports of attempts.
+    pub ports: usize,
+    /// UDP sockets of searches, and of ways that they found.
+    pub sockets: usize,
+}
+
 /// What was dropped, and why; each counts packets or messages since the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counters {

@@ -433,6 +433,12 @@ impl Path {
         self.carrier.is_some_and(|leg| !self.relays.owns(leg))
     }
 
+    /// Attempts at direct ways that are not over.
+    #[must_use]
+    pub fn attempts(&self) -> usize {
+        self.attempts.len() + self.streams.attempts()
+    }
+
     /// Whether there was traffic lately.
     #[must_use]
     pub fn is_active(&self, now: Instant) -> bool {

@@ -213,6 +213,11 @@ impl Streams {
         self.attempts.iter().any(Attempt::is_open)
     }
 
+    /// How many there are, those too that only wait for the peer to settle.
+    pub(super) fn attempts(&self) -> usize {
+        self.attempts.len()
+    }
+
     /// What the last attempt that failed says: connections tried, and what went wrong in the end.
     pub(super) fn failure(&self) -> Option<(u32, Option<&str>)> {
         self.failed.as_ref().map(|(dials, why)| (*dials, why.as_deref()))

@@ -55,6 +55,8 @@ pub struct Script {
     pub rest: Duration,
     /// In the mean, one member in so many leaves, moves, or loses its router's memory each minute.
     pub steadiness: u32,
+    /// Whether peers are met over TCP too, and then in how many of a hundred homes UDP does not pass.
+    pub tcp: Option<u32>,
     /// Whether broker and relays die and return, and the internet falls into two for a while.
     pub disasters: bool,
 }
@@ -70,6 +72,7 @@ impl Script {
         pause: ms(6000),
         rest: secs(240),
         steadiness: 20,
+        tcp: None,
         disasters: true,
     };
 }
@@ -232,7 +235,8 @@ impl Crowd {
         let who = self.world.member(&format!("m{}", self.members.len()), nat);
         let chance = self.rng.below(100);
         let machine = &mut self.world.machines[who.0];
-        machine.no_udp = nat.is_some() && chance < 4;
+        machine.tcp = self.script.tcp.is_some();
+        machine.no_udp = nat.is_some() && chance < self.script.tcp.unwrap_or(4);
         // In a large crowd one in fifty hears of everybody; for the others the network is larger than a directory.
         machine.uninformed = self.script.members > 100 && chance % 50 != 49;
         let public = self.world.outside(who);

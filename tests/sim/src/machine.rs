@@ -79,7 +79,7 @@ pub(crate) enum Sent {
 }
 
 /// What a kernel holds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Sockets {
     /// UDP sockets of searches and of ways that they found.
     pub udp: usize,

@@ -6,8 +6,8 @@
 //! not. What is let in tells its receiver an endpoint that it did not know. The two can meet if in the end some pair of
 //! endpoints passes in both directions. Where nothing more follows, they cannot, unless somebody guesses a port.
 //!
-//! Ports can also be found where they step, if the other side's are known or step too. For TCP it is what Gaballo's tables
-//! 3.3 and 5.1 and the simultaneous open of RFC 793 allow.
+//! Ports can also be found: where they step, or where only one side's are random (with a birthday's chances). For TCP it is
+//! what Gaballo's tables 3.3 and 5.1 and the simultaneous open of RFC 793 allow.
 
 use std::collections::BTreeSet;
 

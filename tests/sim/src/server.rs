@@ -173,6 +173,13 @@ impl Server {
         self.relays.len()
     }
 
+    /// TCP connections that all servers hold, open or not.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        let hosts = self.relays.iter().map(|host| &host.tcp).chain([&self.looks]);
+        hosts.map(|host| host.count()).map(|(_, half_open, open)| half_open + open).sum()
+    }
+
     /// What the running relays hold.
     #[must_use]
     pub fn relay_stats(&self) -> Vec<Stats> {

@@ -296,3 +296,101 @@ fn refuse(does: &Behavior, kind: &Kind) -> Inward {
         _ => Inward::Dropped,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nat::PORT_RESTRICTED;
+    use crate::nat::Ports;
+    use crate::nat::simple;
+
+    const INSIDE: &str = "192.168.1.2:5000";
+    const PEER: &str = "198.51.100.9:6000";
+
+    #[test]
+    fn a_syn_opens_the_way_for_what_answers_it_and_for_nothing_else() {
+        let (mut nat, t0) = nat();
+        let port = out(&mut nat, &PORT_RESTRICTED, Kind::Syn(7), t0).unwrap();
+        for (what, from, kind, passes) in [
+            ("a SYN of a stranger", "198.51.100.9:6001", Kind::Syn(1), false),
+            ("an answer to another SYN", PEER, Kind::SynAck(1, 8), false),
+            ("its answer", PEER, Kind::SynAck(1, 7), true),
+            ("a SYN that crosses it", PEER, Kind::Syn(1), true),
+        ] {
+            let got = nat.inward(&PORT_RESTRICTED, at(from), port, &kind, t0);
+            assert_eq!(got == Inward::To(at(INSIDE)), passes, "{what}: {got:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_that_has_given_up_a_syn_takes_no_connection_from_there_where_windows_count() {
+        for windows in [true, false] {
+            let does = Behavior { tcp: Tcp { windows, ..Tcp::LINUX }, ..PORT_RESTRICTED };
+            let (mut nat, t0) = nat();
+            let port = out(&mut nat, &does, Kind::Syn(7), t0).unwrap();
+            assert_eq!(nat.inward(&does, at(PEER), port, &Kind::Syn(1), t0), Inward::To(at(INSIDE)));
+            assert!(out(&mut nat, &does, Kind::SynAck(7, 1), t0).is_some(), "the socket itself");
+            assert_eq!(out(&mut nat, &does, Kind::SynAck(8, 1), t0).is_none(), windows, "a listener");
+        }
+    }
+
+    #[test]
+    fn a_reset_closes_what_a_syn_has_opened_unless_another_syn_has_crossed_it() {
+        for crossed in [false, true] {
+            let (mut nat, t0) = nat();
+            let port = out(&mut nat, &PORT_RESTRICTED, Kind::Syn(7), t0).unwrap();
+            let mut get =
+                |kind| nat.inward(&PORT_RESTRICTED, at(PEER), port, &kind, t0) == Inward::To(at(INSIDE));
+            assert_eq!(crossed, crossed && get(Kind::Syn(1)));
+            assert_eq!(get(Kind::Reset(Some(7))), !crossed);
+            assert_eq!(get(Kind::Syn(2)), crossed);
+        }
+    }
+
+    #[test]
+    fn whoever_may_not_in_gets_what_the_nat_answers() {
+        for (refusal, wanted) in [
+            (Refusal::Drop, Inward::Dropped),
+            (Refusal::Reset, Inward::Refused(Kind::Reset(Some(3)))),
+            (Refusal::Unreachable, Inward::Refused(Kind::Unreachable(3))),
+        ] {
+            let (mut nat, t0) = nat();
+            let does = Behavior { tcp: Tcp { refusal, never_syn: true, ..Tcp::LINUX }, ..PORT_RESTRICTED };
+            let port = out(&mut nat, &does, Kind::Syn(7), t0).unwrap();
+            assert_eq!(nat.inward(&does, at(PEER), port, &Kind::Syn(3), t0), wanted, "where a SYN went");
+            assert_eq!(nat.inward(&does, at(PEER), port + 1, &Kind::Syn(3), t0), wanted, "no mapping");
+            assert_eq!(nat.inward(&does, at(PEER), port + 1, &Kind::Ack(0), t0), Inward::Dropped);
+        }
+    }
+
+    #[test]
+    fn sessions_get_ports_as_the_nat_gives_them_and_lose_them_in_time() {
+        let steps = Behavior {
+            ports: Ports::Stepping(2),
+            tcp: Tcp { per_session: true, ..Tcp::LINUX },
+            ..simple(Mapping::AddressAndPortDependent, Filtering::AddressAndPortDependent)
+        };
+        let (mut nat, t0) = nat();
+        let first = out(&mut nat, &steps, Kind::Syn(7), t0).unwrap();
+        assert_eq!(out(&mut nat, &steps, Kind::Syn(7), t0), Some(first), "the same SYN once more");
+        assert!(nat.inward(&steps, at(PEER), first, &Kind::Reset(Some(7)), t0) == Inward::To(at(INSIDE)));
+        assert_eq!(out(&mut nat, &steps, Kind::Syn(8), t0), Some(first + 2), "a new session");
+        assert_eq!(nat.sessions(t0), 2);
+        assert_eq!(nat.sessions(t0 + CLOSED), 1);
+        assert_eq!(nat.sessions(t0 + OPENING), 0);
+        assert_eq!(out(&mut nat, &steps, Kind::Fin, t0 + OPENING), None, "nobody knows it any more");
+    }
+
+    fn out(nat: &mut Table, does: &Behavior, kind: Kind, now: Instant) -> Option<u16> {
+        nat.outward(does, at(INSIDE), at(PEER), &kind, now).map(|at| at.port())
+    }
+
+    fn at(addr: &str) -> SocketAddr {
+        addr.parse().unwrap()
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a test needs some origin to count from")]
+    fn nat() -> (Table, Instant) {
+        (Table::new(Ipv4Addr::new(203, 0, 113, 1)), Instant::now())
+    }
+}
