@@ -113,8 +113,10 @@ pub struct Transitory {
 /// Whether a member may be answered in its peer's name by the broker (STUNT-1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Forged {
-    /// No: it may not read its own SYNs, or its broker forges nothing.
+    /// No: its broker forges nothing.
     #[default]
+    Never,
+    /// No: its broker would, but it has not the right to read its own SYNs.
     Unable,
     /// Yes, as far as anybody knows.
     Able,

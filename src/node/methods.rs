@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::collections::VecDeque;
 
 use crate::nat::behavior::Behavior;
+use crate::nat::behavior::Forged;
 use crate::nat::behavior::Mapping;
 use crate::nat::behavior::Profile;
 use crate::path::Means;
@@ -92,11 +93,17 @@ impl Pair {
     }
 }
 
-/// What a NAT does, without what differs between two of the same kind: how far away it is, and how long its mappings
-/// have been seen to live.
+/// What a NAT does, without what differs between two of the same kind: how far away it is, how long its mappings have been
+/// seen to live, and what the broker does.
 fn fingerprint(profile: &Profile) -> Profile {
     let timeless = |behavior: Behavior| Behavior { lifetime: None, ..behavior };
-    Profile { udp: timeless(profile.udp), tcp: timeless(profile.tcp), hops: None, ..*profile }
+    Profile {
+        udp: timeless(profile.udp),
+        tcp: timeless(profile.tcp),
+        hops: None,
+        forged: Forged::Never,
+        ..*profile
+    }
 }
 
 #[cfg(test)]

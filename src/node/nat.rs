@@ -76,7 +76,11 @@ impl Node {
 
     fn forged(&self) -> Forged {
         let forges = self.link.up().is_some_and(|up| up.registered.forge);
-        if forges && self.config.by_hand { Forged::Able } else { Forged::Unable }
+        match (forges, self.config.by_hand) {
+            (false, _) => Forged::Never,
+            (true, true) => Forged::Able,
+            (true, false) => Forged::Unable,
+        }
     }
 
     /// A registration was answered, or a bind at a relay: perhaps we learnt something about our NAT. Two views are less

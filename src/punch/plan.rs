@@ -101,11 +101,12 @@ pub fn choose(own: &Profile, peer: &Profile, side: Side) -> Result<Vec<Round>, H
     if refuses(ours) && refuses(theirs) {
         let forged = method::stunt1::round(own, peer);
         let rounds: Vec<Round> = [by_hand, forged, forged].into_iter().flatten().collect();
-        let lost = [own, peer].iter().any(|profile| profile.forged == Forged::Lost);
-        return match (rounds.is_empty(), lost) {
-            (false, _) => Ok(rounds),
-            (true, true) => Err(Hopeless::ForgedLost),
-            (true, false) => Err(Hopeless::BothRefuseSyns),
+        return match (own.forged, peer.forged) {
+            _ if !rounds.is_empty() => Ok(rounds),
+            (Forged::Never, _) | (_, Forged::Never) => Err(Hopeless::BothRefuseSyns),
+            (Forged::Unable, _) | (_, Forged::Unable) => Err(Hopeless::ForgedUnable),
+            (Forged::Lost, _) | (_, Forged::Lost) => Err(Hopeless::ForgedLost),
+            (Forged::Able, Forged::Able) => Err(Hopeless::BothRefuseSyns),
         };
     }
     let reaches =
@@ -138,6 +139,11 @@ pub enum Hopeless {
     /// Both NATs never let a SYN in.
     #[error("both NATs let no connection in, not even after one went out")]
     BothRefuseSyns,
+    /// The same, and the broker's help needs a right that one of the two has not.
+    #[error(
+        "both NATs let no connection in, and for the broker's forged answers one of the two needs CAP_NET_RAW: start it as root"
+    )]
+    ForgedUnable,
     /// The same, and the broker's help did not help.
     #[error(
         "both NATs let no connection in, and answers that the broker forged did not arrive: some network filters them"
@@ -299,6 +305,7 @@ mod tests {
         let none = Profile { tcp: never, ..Profile::default() };
         let able = Profile { forged: Forged::Able, ..none };
         let lost = Profile { forged: Forged::Lost, ..none };
+        let unable = Profile { forged: Forged::Unable, ..none };
         let step = Behavior { mapping: Mapping::SessionDependent, ports: PortAssignment::Delta(1), ..never };
         let stepping = Profile { tcp: step, ..able };
         let rewritten = Segments { sequence_kept: Some(false), ..Segments::default() };
@@ -314,6 +321,8 @@ mod tests {
         for (a, b, wanted) in [
             (none, none, Err(Hopeless::BothRefuseSyns)),
             (able, none, Err(Hopeless::BothRefuseSyns)),
+            (able, unable, Err(Hopeless::ForgedUnable)),
+            (lost, none, Err(Hopeless::BothRefuseSyns)),
             (able, able, Ok(vec![Stunt1, Stunt1])),
             (able, lost, Err(Hopeless::ForgedLost)),
             (able, stepping, Err(Hopeless::BothRefuseSyns)),

@@ -17,7 +17,7 @@
 //! filtering   0 unknown  1 open  2 endpoint-independent  3 address-  4 address-and-port-dependent  5 inbound never
 //! ports       0 unknown  1 preserved  2 delta (then `delta` says how much)  3 random
 //! reaction    0 unknown  1 drop  2 reset  3 ICMP unreachable
-//! forged      0 unable  1 able  2 lost
+//! forged      0 never  1 able  2 lost  3 unable
 //! ```
 //!
 //! Version 1 ends behind the hops. Later versions begin like the one before and go on behind it: what a reader does not know
@@ -144,9 +144,10 @@ pub fn put_profile(writer: &mut Writer, profile: &Profile) {
     let Transitory { opening, closing } = profile.transitory;
     writer.u16(opening.unwrap_or(0)).u16(closing.unwrap_or(0));
     writer.u8(match profile.forged {
-        Forged::Unable => 0,
+        Forged::Never => 0,
         Forged::Able => 1,
         Forged::Lost => 2,
+        Forged::Unable => 3,
     });
 }
 
@@ -175,7 +176,8 @@ pub fn take_profile(reader: &mut Reader<'_>) -> Result<Profile, WireError> {
     let forged = match (version >= WITH_FORGED).then(|| reader.u8()).transpose()? {
         Some(1) => Forged::Able,
         Some(2) => Forged::Lost,
-        _ => Forged::Unable,
+        Some(3) => Forged::Unable,
+        _ => Forged::Never,
     };
     let _ = reader.rest();
     Ok(Profile { udp, tcp, segments, transitory, hops, forged })
@@ -313,7 +315,8 @@ pub(super) mod arbitrary {
             },
         );
         let hops = proptest::option::of(1..=u8::MAX);
-        let forged = prop_oneof![Just(Forged::Unable), Just(Forged::Able), Just(Forged::Lost)];
+        let forged =
+            prop_oneof![Just(Forged::Never), Just(Forged::Able), Just(Forged::Lost), Just(Forged::Unable)];
         let lifetime = || proptest::option::of(1..=u16::MAX);
         let transitory =
             (lifetime(), lifetime()).prop_map(|(opening, closing)| Transitory { opening, closing });
@@ -450,12 +453,12 @@ mod tests {
         assert_eq!((old.last(), more), (Some(&2), &[0, 30, 0, 10, 1][..]));
         let mut old = old.to_vec();
         old[0] = 1;
-        let known = Profile { transitory: Transitory::default(), forged: Forged::Unable, ..new };
+        let known = Profile { transitory: Transitory::default(), forged: Forged::Never, ..new };
         assert_eq!(take_profile(&mut Reader::new(&old)), Ok(known));
         old[0] = 2;
         assert_eq!(take_profile(&mut Reader::new(&old)), Err(WireError::Truncated));
         old.extend([0, 30, 0, 10]);
-        let known = Profile { forged: Forged::Unable, ..new };
+        let known = Profile { forged: Forged::Never, ..new };
         assert_eq!(take_profile(&mut Reader::new(&old)), Ok(known));
         old[0] = 3;
         assert_eq!(take_profile(&mut Reader::new(&old)), Err(WireError::Truncated));
