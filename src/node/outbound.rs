@@ -24,6 +24,9 @@ const MAX_PACKET: usize = 65_535;
 /// networks carry, RFC 8200 5) less IPv6 40, UDP 8, WireGuard 32, relay header 4, padding to 16, inner IPv6 40 and TCP 20.
 /// A path of that MTU then never sees a packet that does not fit, so ssh does not hang after login.
 const SAFE_MSS: u16 = 1280 - 40 - 8 - 32 - 4 - 12 - 60;
+/// TCP packets from this size on are bulk, bytes. Acknowledgements of what the other side sends are many too, but loss does
+/// not hold them up; keystrokes are smaller as well.
+const BULK: usize = 576;
 /// Packets for an address that the broker is being asked about.
 const MAX_UNKNOWN: (usize, usize) = (64, 8);
 
@@ -99,7 +102,7 @@ impl Node {
                 let mut load = Load::default();
                 if matches!(sealed, Sealed::Data(_)) {
                     peer.tx_bytes += len as u64;
-                    load = Load { messages: 1, tcp: if tcp { len as u64 } else { 0 } };
+                    load = Load { messages: 1, bulk: if tcp && len >= BULK { len as u64 } else { 0 } };
                 }
                 if matches!(sealed, Sealed::Data(_) | Sealed::Handshake(_))
                     && let Some(path) = peer.path_mut()

@@ -25,7 +25,7 @@ const ENOUGH: f64 = 20e6 / 8.0;
 const SEGMENT: f64 = 1340.0;
 /// Mathis's constant: the square root of 3/2.
 const MATHIS: f64 = 1.22;
-/// There is bulk traffic if TCP sends at least this share of what loss lets one flow have: less is not held up by it.
+/// There is bulk traffic if TCP sends in large packets at least this share of what loss lets one flow have: less is not held up by it.
 const BULK_SHARE: f64 = 0.25;
 /// Packets lost, at least, in that many different spans between two probes: one full queue is no lossy way.
 const LASTING: (u32, usize) = (4, 3);
@@ -72,7 +72,7 @@ pub(super) struct Sight {
     pub(super) probes: Option<f64>,
     /// Whether a direct stream is proven.
     pub(super) stream: bool,
-    /// Bytes of TCP packets that ever left by the stream.
+    /// Bytes of large TCP packets that ever left by the stream.
     pub(super) streamed: u64,
 }
 
@@ -87,7 +87,7 @@ pub(super) struct Reason {
     pub(super) over: Option<Duration>,
     /// What a TCP flow would reach there, bytes a second.
     pub(super) bound: f64,
-    /// What TCP sent there, bytes a second.
+    /// What TCP sent there in large packets, bytes a second.
     before: f64,
 }
 
@@ -220,10 +220,12 @@ impl Choice {
         matches!(&self.state, State::Wishing(wish) if wish.told) && self.ask.0 <= now
     }
 
-    /// It is being tried.
+    /// An introduction is being asked for, perhaps for this.
     pub(super) fn on_asked(&mut self, now: Instant) {
-        let (_, gap) = self.ask;
-        self.ask = (now + gap, (gap * 2).min(ASK_AGAIN.1));
+        if self.is_due(now) {
+            let (_, gap) = self.ask;
+            self.ask = (now + gap, (gap * 2).min(ASK_AGAIN.1));
+        }
     }
 
     /// A stream came up: what was tried in vain before says nothing about the next one.
@@ -289,7 +291,7 @@ fn judge(sight: &Sight) -> Option<Reason> {
     let traffic = sight.traffic.filter(|traffic| traffic.sent > 0);
     let loss = traffic.map_or(0.0, |traffic| traffic.loss());
     let bound = bound(rtt, loss);
-    let before = traffic.map_or(0.0, |traffic| traffic.tcp);
+    let before = traffic.map_or(0.0, |traffic| traffic.bulk);
     let over = traffic.map(|traffic| traffic.over);
     let (lost, spans) = LASTING;
     let lasting = traffic.is_some_and(|traffic| traffic.lost >= lost && traffic.spans >= spans);
@@ -333,7 +335,7 @@ mod tests {
     #[test]
     fn what_is_seen_decides_what_rides_the_stream() {
         let mbit = |n: f64| n * 1e6 / 8.0;
-        for (what, rtt, (sent, lost, spans), tcp, probes, wanted) in [
+        for (what, rtt, (sent, lost, spans), bulk, probes, wanted) in [
             ("clean", 80, (9000, 0, 0), mbit(100.0), Some(0.0), None),
             ("0.1 % at 80 ms", 80, (7000, 7, 4), mbit(7.0), Some(0.0), TCP),
             ("1 % at 80 ms", 80, (1700, 17, 5), mbit(1.8), Some(0.05), TCP),
@@ -348,7 +350,7 @@ mod tests {
             ("nothing but probes, and a quarter of them lost", 20, (0, 0, 0), 0.0, Some(0.25), ALL),
             ("probes are too few yet", 20, (0, 0, 0), 0.0, None, None),
         ] {
-            let traffic = Measured { over: 10 * S, sent, lost, spans, tcp };
+            let traffic = Measured { over: 10 * S, sent, lost, spans, bulk };
             let rtt = Some(Duration::from_millis(rtt));
             let sight = Sight { rtt, traffic: Some(traffic), probes, stream: false, streamed: 0 };
             assert_eq!(judge(&sight).map(|reason| reason.rides), wanted, "{what}");
@@ -422,6 +424,7 @@ mod tests {
     #[test]
     fn a_stream_is_asked_for_once_the_peer_knows_and_then_ever_more_rarely() {
         let (mut choice, t0) = (Choice::new(origin()), origin());
+        choice.on_asked(t0);
         choice.consider(&lossy(), t0);
         choice.on_told(t0 - S);
         assert!(!choice.is_due(t0), "that probe left before there was a wish");
@@ -456,7 +459,7 @@ mod tests {
 
     /// 1 % of a flow that reaches 1.8 Mbit/s.
     fn lossy() -> Sight {
-        let traffic = Measured { over: 10 * S, sent: 1700, lost: 17, spans: 5, tcp: 225_000.0 };
+        let traffic = Measured { over: 10 * S, sent: 1700, lost: 17, spans: 5, bulk: 225_000.0 };
         Sight { rtt: Some(RTT), traffic: Some(traffic), probes: Some(0.0), stream: false, streamed: 0 }
     }
 

@@ -545,7 +545,7 @@ impl Path {
     /// has proven, a relay at which the peer may still turn up. A proven direct way is left for another by a margin only.
     fn reconsider(&mut self, now: Instant) {
         self.reconsider_transport(now);
-        let stream = self.ways.best_stream();
+        let stream = self.ways.best_stream(self.beside.or(self.carrier));
         let all = stream.filter(|_| self.choice.rides() == Some(Rides::All));
         let chosen = all
             .or_else(|| self.ways.best_proven(self.carrier))
@@ -573,16 +573,21 @@ impl Path {
         if self.transport != Transport::Auto {
             return;
         }
-        let stream = self.ways.best_stream().and_then(|leg| self.health(leg));
+        let stream = self.ways.best_stream(self.beside.or(self.carrier)).and_then(|leg| self.health(leg));
         let datagrams = self.ways.best_datagrams(self.carrier).and_then(|leg| self.health(leg));
         let sight = Sight {
             rtt: datagrams.and_then(Health::rtt),
             traffic: datagrams.and_then(|health| health.tally().measured(now)),
             probes: datagrams.and_then(Health::settled_loss),
             stream: stream.is_some(),
-            streamed: stream.map_or(0, |health| health.tally().sent().tcp()),
+            streamed: stream.map_or(0, |health| health.tally().sent().bulk()),
         };
+        let before = (self.choice.wants_stream(), self.choice.rides());
         self.choice.consider(&sight, now);
+        let after = (self.choice.wants_stream(), self.choice.rides());
+        if after != before {
+            tracing::debug!(wants_stream = after.0, rides = ?after.1, why = ?self.choice.reason(now), "UDP or TCP");
+        }
     }
 
     /// What carries, and until when it counts as that if there is no more traffic. Datagrams that everything has left are

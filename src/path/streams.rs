@@ -405,7 +405,9 @@ impl Path {
         match self.ways.best_proven(self.carrier).map(|leg| leg.via) {
             Some(Via::Stream(winner)) => self.streams.win(winner, first, now),
             Some(Via::Udp(_)) if self.wants_stream() => {
-                if let Some(Leg { via: Via::Stream(winner), .. }) = self.ways.best_stream() {
+                if let Some(Leg { via: Via::Stream(winner), .. }) =
+                    self.ways.best_stream(self.beside.or(self.carrier))
+                {
                     self.streams.win(winner, first, now);
                 }
             }

@@ -21,22 +21,22 @@ const STEP: Duration = Duration::from_secs(1);
 pub struct Load {
     /// Sealed packets; handshakes and keep-alives do not count.
     pub messages: u32,
-    /// Bytes of TCP packets in them.
-    pub tcp: u64,
+    /// Bytes in them of large TCP packets.
+    pub bulk: u64,
 }
 
 /// What left by a way until some moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Count {
     messages: u32,
-    tcp: u64,
+    bulk: u64,
 }
 
 impl Count {
-    /// Bytes of TCP packets.
+    /// Bytes of large TCP packets.
     #[must_use]
-    pub(super) fn tcp(&self) -> u64 {
-        self.tcp
+    pub(super) fn bulk(&self) -> u64 {
+        self.bulk
     }
 }
 
@@ -67,8 +67,8 @@ pub(super) struct Measured {
     pub(super) lost: u32,
     /// Spans between probes in which some did not.
     pub(super) spans: usize,
-    /// Bytes of TCP packets that left, a second.
-    pub(super) tcp: f64,
+    /// Bytes of large TCP packets that left, a second.
+    pub(super) bulk: f64,
 }
 
 impl Measured {
@@ -83,7 +83,7 @@ impl Tally {
     /// Something leaves.
     pub(super) fn on_sent(&mut self, load: Load) {
         self.sent.messages = self.sent.messages.wrapping_add(load.messages);
-        self.sent.tcp += load.tcp;
+        self.sent.bulk += load.bulk;
     }
 
     /// A packet of the peer came.
@@ -135,13 +135,13 @@ impl Tally {
             sent.saturating_sub(to.arrived.wrapping_sub(from.arrived))
         };
         let spans = self.marks.iter().zip(self.marks.iter().skip(1)).filter(|(from, to)| lost(from, to) > 0);
-        let tcp = u32::try_from((last.sent.tcp - first.sent.tcp) / 1024).unwrap_or(u32::MAX);
+        let kib = u32::try_from((last.sent.bulk - first.sent.bulk) / 1024).unwrap_or(u32::MAX);
         Some(Measured {
             over,
             sent: last.sent.messages.wrapping_sub(first.sent.messages),
             lost: lost(first, last),
             spans: spans.count(),
-            tcp: f64::from(tcp) * 1024.0 / over.as_secs_f64(),
+            bulk: f64::from(kib) * 1024.0 / over.as_secs_f64(),
         })
     }
 }
@@ -159,12 +159,12 @@ mod tests {
             let at = t0 + Duration::from_secs(2 * second);
             tally.on_report(at, tally.sent(), arrived);
             assert_eq!(tally.measured(at).is_some(), second >= 3, "after {} s", 2 * second);
-            tally.on_sent(Load { messages: 100, tcp: 102_400 });
+            tally.on_sent(Load { messages: 100, bulk: 102_400 });
             arrived = arrived.wrapping_add(if second % 2 == 0 { 98 } else { 100 });
         }
         let measured = tally.measured(t0 + WINDOW).unwrap();
         assert_eq!((measured.sent, measured.lost, measured.spans), (500, 6, 3));
-        assert!((measured.tcp - 51_200.0).abs() < 1.0, "{measured:?}");
+        assert!((measured.bulk - 51_200.0).abs() < 1.0, "{measured:?}");
         assert!((measured.loss() - 0.012).abs() < 1e-9);
         assert_eq!(tally.measured(t0 + WINDOW * 3), None, "that is long ago");
     }
@@ -175,7 +175,7 @@ mod tests {
         let mut tally = Tally::default();
         for (second, arrived) in [(0, 1000), (3, 1100), (6, 1200), (9, 5), (12, 105), (15, 205)] {
             tally.on_report(t0 + Duration::from_secs(second), tally.sent(), arrived);
-            tally.on_sent(Load { messages: 100, tcp: 0 });
+            tally.on_sent(Load { messages: 100, bulk: 0 });
         }
         let measured = tally.measured(t0 + Duration::from_secs(15)).unwrap();
         assert_eq!((measured.sent, measured.lost), (200, 0));
@@ -188,7 +188,7 @@ mod tests {
         for (ms, arrived) in [(0, 0), (10, 1), (3000, 103), (6000, 200)] {
             tally.on_report(t0 + Duration::from_millis(ms), tally.sent(), arrived);
             if ms != 10 {
-                tally.on_sent(Load { messages: 100, tcp: 0 });
+                tally.on_sent(Load { messages: 100, bulk: 0 });
             }
         }
         let measured = tally.measured(t0 + Duration::from_secs(6)).unwrap();

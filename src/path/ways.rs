@@ -108,10 +108,11 @@ impl Ways {
         current.or_else(|| fit().min_by_key(|way| way.health.rtt())).map(|way| way.leg)
     }
 
-    /// The proven stream with the best round trip.
-    pub(super) fn best_stream(&self) -> Option<Leg> {
-        let streams = self.all.iter().filter(|way| way.works() && way.stream().is_some());
-        streams.min_by_key(|way| way.health.rtt()).map(|way| way.leg)
+    /// The proven stream with the best round trip; `current` if it is one: a flow does not change streams for a little.
+    pub(super) fn best_stream(&self, current: Option<Leg>) -> Option<Leg> {
+        let fit = || self.all.iter().filter(|way| way.works() && way.stream().is_some());
+        let current = fit().find(|way| Some(way.leg) == current);
+        current.or_else(|| fit().min_by_key(|way| way.health.rtt())).map(|way| way.leg)
     }
 
     /// The proven way with the best round trip, among datagrams where there are some; `carrier` stays unless another is
