@@ -14,6 +14,7 @@
 //!
 //! A survey keeps nothing afterwards and decides nothing about how to reach anybody.
 
+pub mod half_open;
 pub mod probe;
 pub mod question;
 pub mod report;

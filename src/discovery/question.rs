@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::Scope;
 use super::Survey;
+use super::half_open::HalfOpen;
 use super::probe::Ask;
 use super::probe::Datagram;
 use super::probe::Dial;
@@ -44,15 +45,9 @@ const HOPS: u8 = 6;
 /// TCP waits this long for UDP's ports to be sampled, lest their ports get mixed; where UDP is blocked, no longer.
 const GRACE: Duration = Duration::from_millis(600);
 /// How long a filter is watched: three SYNs of the server's kernel.
-const FILTER_WATCH: Duration = Duration::from_millis(2400);
+pub(super) const FILTER_WATCH: Duration = Duration::from_millis(2400);
 /// How long the reaction to a stranger's SYN is waited for: RFC 5382 REQ-4 lets a NAT answer after 6 s.
 const REACTION_WATCH: Duration = Duration::from_secs(8);
-/// How long an answer to a single segment is waited for.
-const SEGMENT_WATCH: Duration = Duration::from_millis(1500);
-/// How long after a segment its effect is looked at.
-const SETTLE: Duration = Duration::from_millis(200);
-/// How long until a SYN that was lost has been repeated by the kernel, after a second, and has arrived.
-const REPETITION: Duration = Duration::from_millis(1200);
 
 /// UDP ports. Mappings are looked at on one, filters on another; the last asks for answers elsewhere.
 const MAPPING: Slot = Slot(0);
@@ -60,59 +55,11 @@ const FILTERING: Slot = Slot(1);
 const ASKING: Slot = Slot(2);
 /// TCP: a port that nobody has written from.
 const UNMAPPED: Slot = Slot(3);
-/// TCP: the ports of the half open tests.
-const HALF_OPEN: u8 = 4;
 const SAMPLED: u8 = 10;
 /// UDP and TCP: the ports whose mappings are left idle.
 const IDLING: u8 = 20;
-/// TCP: the ports of idle mappings after a FIN, and after a SYN; those from which the latter are asked for.
+/// TCP: those after a FIN. Half open tests have 4 to 7, and from 40.
 const CLOSING: u8 = 30;
-const OPENING: u8 = 40;
-const CALLING: u8 = 50;
-
-/// A test on a half open TCP mapping: a SYN to the server's silent port, then something else.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum HalfOpen {
-    /// A SYN from there.
-    Crossing,
-    /// A RST from there, then what would have been the answer.
-    Reset,
-    /// An ICMP error, then the answer.
-    Icmp,
-    /// A SYN-ACK to there.
-    SynAck,
-    /// Nothing for so many seconds, then the answer.
-    Idle(u16),
-}
-
-impl HalfOpen {
-    /// All but the idle ones.
-    pub const SEGMENTS: [Self; 4] = [Self::Crossing, Self::Reset, Self::Icmp, Self::SynAck];
-
-    /// All, in the order in which they are done.
-    fn all() -> impl Iterator<Item = Self> {
-        Self::SEGMENTS.into_iter().chain(IDLE.map(Self::Idle))
-    }
-
-    /// A place in a list; all idle ones have one together.
-    const fn number(self) -> u8 {
-        match self {
-            Self::Crossing => 0,
-            Self::Reset => 1,
-            Self::Icmp => 2,
-            Self::SynAck => 3,
-            Self::Idle(_) => 4,
-        }
-    }
-
-    /// The TCP port of this machine that it is done on.
-    fn slot(self) -> Slot {
-        match self {
-            Self::Idle(seconds) => Slot(OPENING.saturating_add(place(seconds))),
-            _ => Slot(HALF_OPEN.saturating_add(self.number())),
-        }
-    }
-}
 
 /// One test.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -422,135 +369,6 @@ impl Survey {
         Some(Probe::Dial(Dial { from, to, message, after: Duration::ZERO, wait, end, sequence: false }))
     }
 
-    /// The steps of a test on a half open mapping. Each address of the server has one silent port, so tests at the same
-    /// address follow each other: the newest SYN that came there must be the right one.
-    fn half_open(&mut self, test: HalfOpen, step: Question) -> Option<Probe> {
-        let server = self.stunt_server()?;
-        let wanted = match test {
-            HalfOpen::Crossing => server.can.silent && server.can.watch,
-            HalfOpen::Reset | HalfOpen::Icmp | HalfOpen::Idle(_) => server.can.forge && server.can.watch,
-            HalfOpen::SynAck => server.can.watch,
-        };
-        let address = self.address_of(test)?;
-        let ip = *server.addresses.get(usize::from(address))?;
-        let silent = SocketAddr::new(ip, server.silent.filter(|_| wanted)?);
-        is_fit(silent, self.tcp_primary()?).then_some(())?;
-        let from = test.slot();
-        let target = self.opened(test).map(|syn| (syn.source, syn.sequence));
-        match step {
-            Question::Opened(_) => {
-                self.heard(Question::TcpPrimed)?;
-                let before = HalfOpen::all().take_while(|other| *other != test);
-                let mut same = before.filter(|other| self.address_of(*other) == Some(address));
-                same.all(|other| self.is_settled(other)).then_some(())?;
-                // A mapping that is to be idle must not see the SYN again.
-                Some(Probe::Syn { from, to: silent, goes_on: !matches!(test, HalfOpen::Idle(_)) })
-            }
-            Question::Looked(_) => {
-                self.is_over(Question::Opened(test)).then_some(())?;
-                self.ask(STUNT_SEEN, None, SETTLE, PATIENCE)
-            }
-            Question::LookedAgain(_) => {
-                (self.is_unseen(test) && !matches!(test, HalfOpen::Idle(_))).then_some(())?;
-                self.ask(STUNT_SEEN, None, REPETITION, PATIENCE)
-            }
-            Question::Tested(_) => {
-                let (port, sequence) = target?;
-                let forge = |survey: &mut Self, action, watch| {
-                    survey.stunt(action, address, Port::Silent, Some(port), watch, Duration::ZERO)
-                };
-                match test {
-                    HalfOpen::Crossing => forge(self, Action::Connect, FILTER_WATCH),
-                    HalfOpen::Reset => forge(self, Action::Reset, Duration::ZERO),
-                    HalfOpen::Icmp => forge(self, Action::Icmp { kind: 11, code: 0 }, Duration::ZERO),
-                    HalfOpen::SynAck => Some(Probe::SynAck { from, to: silent, sequence }),
-                    HalfOpen::Idle(_) => None,
-                }
-            }
-            Question::Answered(HalfOpen::Idle(seconds)) => {
-                // By a connection of its own: the first one may have been forgotten as well.
-                let (port, action, watch) = (target?.0, Action::SynAck, SEGMENT_WATCH);
-                let probe = stunt::Probe { action, address, port: Port::Silent, target: Some(port), watch };
-                let message = Some(self.request(STUNT_PROBE, Some(Attribute::StuntProbe(probe))));
-                let (to, after) = (self.tcp_primary()?, Duration::from_secs(seconds.into()));
-                let (from, end) = (Slot(CALLING.saturating_add(place(seconds))), End::Keep);
-                Some(Probe::Dial(Dial { from, to, message, after, wait: watch, end, sequence: false }))
-            }
-            Question::Answered(_) => {
-                let done = matches!(test, HalfOpen::Reset | HalfOpen::Icmp)
-                    && self.heard(Question::Tested(test)).is_some();
-                let (port, _) = target.filter(|_| done)?;
-                self.stunt(Action::SynAck, address, Port::Silent, Some(port), SEGMENT_WATCH, SETTLE)
-            }
-            Question::Judged(HalfOpen::Idle(_)) => {
-                self.heard(Question::Answered(test))?;
-                let (on, message) = (Question::Answered(test), self.request(STUNT_SEEN, None));
-                Some(Probe::Ask(Ask { on, message, after: SETTLE, wait: PATIENCE }))
-            }
-            Question::Judged(_) => {
-                let last =
-                    if test == HalfOpen::SynAck { Question::Tested(test) } else { Question::Answered(test) };
-                self.is_over(last).then_some(())?;
-                self.ask(STUNT_SEEN, None, SETTLE, PATIENCE)
-            }
-            _ => None,
-        }
-    }
-
-    /// The address at which a half open test is done: another one for each, as far as they go.
-    pub(super) fn address_of(&self, test: HalfOpen) -> Option<u8> {
-        test.number().checked_rem(u8::try_from(self.stunt_server()?.addresses.len()).ok()?)
-    }
-
-    /// Whether no further step of a half open test will come.
-    fn is_settled(&self, test: HalfOpen) -> bool {
-        let last = match test {
-            HalfOpen::Crossing => Question::Tested(test),
-            HalfOpen::Reset | HalfOpen::Icmp | HalfOpen::SynAck => Question::Judged(test),
-            HalfOpen::Idle(_) => Question::Looked(test),
-        };
-        let failed = |step: Question| self.is_over(step) && self.heard(step).is_none();
-        let unseen = self.is_over(Question::LookedAgain(test)) && self.opened(test).is_none();
-        self.is_over(last)
-            || unseen
-            || failed(Question::Looked(test))
-            || (test != HalfOpen::SynAck && failed(Question::Tested(test)))
-    }
-
-    /// Whether the server was asked for the SYN of a half open test, and had not seen it by then.
-    fn is_unseen(&self, test: HalfOpen) -> bool {
-        self.heard(Question::Looked(test)).is_some() && self.opened(test).is_none()
-    }
-
-    /// The SYN of a half open test, as the server saw it. One that is not repeated may be lost: then the newest is that of a
-    /// test before.
-    pub(super) fn opened(&self, test: HalfOpen) -> Option<stunt::Segment> {
-        let syn = |segment: &stunt::Segment| segment.flags & (stunt::SYN | stunt::ACK) == stunt::SYN;
-        let newest = |test| {
-            let looks = [Question::LookedAgain(test), Question::Looked(test)];
-            looks.into_iter().find_map(|look| self.segment(test, look, syn))
-        };
-        let mut before = HalfOpen::all().take_while(|other| *other != test);
-        let is_same = |other: HalfOpen, found: &stunt::Segment| {
-            newest(other).is_some_and(|one| (one.address, one.source) == (found.address, found.source))
-        };
-        newest(test).filter(|found| !before.any(|other| is_same(other, found)))
-    }
-
-    /// The newest segment that came to a half open test's silent port, as an answer tells.
-    pub(super) fn segment(
-        &self,
-        test: HalfOpen,
-        answer: Question,
-        wanted: impl Fn(&stunt::Segment) -> bool,
-    ) -> Option<stunt::Segment> {
-        let (silent, address) = (self.stunt_server()?.silent?, self.address_of(test)?);
-        let at = |segment: &&stunt::Segment| {
-            segment.destination == silent && segment.address == address && wanted(segment)
-        };
-        self.heard(answer)?.message.stunt_segments().find(at).cloned()
-    }
-
     /// The server that all further questions go to: the first that has a second address, else the first that answered.
     /// `None` while that is open.
     pub(super) fn primary(&self) -> Option<SocketAddr> {
@@ -652,7 +470,7 @@ impl Survey {
         self.found.contains_key(&question)
     }
 
-    fn request(&mut self, method: u16, attribute: Option<Attribute>) -> Message {
+    pub(super) fn request(&mut self, method: u16, attribute: Option<Attribute>) -> Message {
         let request = Message::request(method, TransactionId(self.rng.bytes()));
         attribute.into_iter().fold(request, Message::with)
     }
@@ -676,7 +494,7 @@ impl Survey {
         Some(Probe::Dial(Dial { from, to, message, after: none, wait: none, end, sequence }))
     }
 
-    fn stunt(
+    pub(super) fn stunt(
         &mut self,
         action: Action,
         address: u8,
@@ -690,7 +508,7 @@ impl Survey {
         self.ask(STUNT_PROBE, Some(Attribute::StuntProbe(probe)), after, watch + PATIENCE)
     }
 
-    fn ask(
+    pub(super) fn ask(
         &mut self,
         method: u16,
         attribute: Option<Attribute>,
@@ -705,7 +523,7 @@ impl Survey {
 
 /// Whether an address that a server told may be written to: one host, of the server's family. On loopback, where servers
 /// are tried out, anything goes.
-fn is_fit(told: SocketAddr, server: SocketAddr) -> bool {
+pub(super) fn is_fit(told: SocketAddr, server: SocketAddr) -> bool {
     told.is_ipv4() == server.is_ipv4() && (is_candidate(told) || server.ip().is_loopback())
 }
 
@@ -714,6 +532,6 @@ fn idle_slot(seconds: u16) -> Slot {
 }
 
 /// Where an idle time stands in [`IDLE`], from 1; 0 is the control, which does not wait.
-fn place(seconds: u16) -> u8 {
+pub(super) fn place(seconds: u16) -> u8 {
     (1..).zip(IDLE).find(|(_, idle)| *idle == seconds).map_or(0, |(place, _)| place)
 }

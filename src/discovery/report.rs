@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Survey;
+use super::half_open::HalfOpen;
 use super::probe::Finding;
-use super::question::HalfOpen;
 use super::question::IDLE;
 use super::question::Question;
 use super::question::SAMPLES;

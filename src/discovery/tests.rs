@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::half_open::HalfOpen;
 use super::probe::Ask;
 use super::probe::Datagram;
 use super::probe::Dial;
@@ -14,7 +15,6 @@ use super::probe::End;
 use super::probe::Finding;
 use super::probe::Heard;
 use super::probe::Slot;
-use super::question::HalfOpen;
 use super::report::Report;
 use super::*;
 use crate::nat::behavior::Filtering;
