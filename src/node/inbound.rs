@@ -113,7 +113,12 @@ impl Node {
             return false;
         }
         if message.method == stun::RELAY_BIND {
-            for id in self.peers.ids() {
+            let awaits = |peer: &Peer| match &peer.kind {
+                Kind::Mesh(mesh) => mesh.path.awaits_relay_answer(leg.via, leg.to, message),
+                Kind::Stock { .. } => false,
+            };
+            let ids = self.peers.iter().filter(|(_, peer)| awaits(peer)).map(|(id, _)| id);
+            for id in ids.collect::<Vec<PeerId>>() {
                 let answered = self.with_path(id, now, out, |path, ctx| {
                     path.handle_relay_answer(leg.via, leg.to, received, ctx)
                 });

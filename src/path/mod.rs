@@ -259,6 +259,12 @@ impl Path {
         self.drive(ctx);
     }
 
+    /// Whether a message of a relay's own protocol may be for this path: a question that changes nothing.
+    #[must_use]
+    pub fn awaits_relay_answer(&self, via: Via, from: SocketAddr, message: &stun::Message) -> bool {
+        self.relays.awaits(via, from, message)
+    }
+
     /// A message of a relay's own protocol (answer to a bind). False if none of our sessions waits for it.
     pub fn handle_relay_answer(
         &mut self,

@@ -136,6 +136,11 @@ impl Relays {
         }
     }
 
+    /// Whether a message of a relay's own protocol may be for one of the sessions.
+    pub(super) fn awaits(&self, via: Via, from: SocketAddr, message: &stun::Message) -> bool {
+        self.sessions.iter().any(|session| session.side.awaits(via, from, message))
+    }
+
     /// A message of a relay's own protocol. False if no session waits for it.
     pub(super) fn handle_answer(
         &mut self,

@@ -324,6 +324,18 @@ impl Side {
         self.on_answer(Bound { via, endpoint: way.endpoint, channel, mapped, rtt, gate }, now)
     }
 
+    /// Whether [`Self::handle_response`] may have a use for a message: it answers a bind, or comes from where this side is
+    /// bound. Says nothing about whether it is authentic.
+    #[must_use]
+    pub fn awaits(&self, via: Via, from: SocketAddr, message: &stun::Message) -> bool {
+        let way = Way { via, endpoint: canonical(from) };
+        self.asked.iter().any(|asked| asked.transaction == message.transaction && asked.way == way)
+            || self.bound().is_some_and(|bound| {
+                message.class == stun::Class::Indication
+                    && (bound.via, bound.endpoint) == (way.via, way.endpoint)
+            })
+    }
+
     /// The stream that was ordered last has this number.
     pub fn on_stream_named(&mut self, id: StreamId) {
         if let Stream::Ordered(to) = self.stream {
