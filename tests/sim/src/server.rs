@@ -376,10 +376,10 @@ impl Server {
         self.take_outbox(n, now);
     }
 
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        let relays = self.relays.iter().filter_map(|host| host.relay.as_ref()?.poll_timeout());
-        let hosts = self.relays.iter().map(|host| &host.tcp).chain([&self.looks]);
-        relays.chain(hosts.filter_map(Host::deadline)).chain([self.second]).min()
+    pub(crate) fn deadline(&mut self) -> Option<Instant> {
+        let relays = self.relays.iter().filter_map(|host| host.relay.as_ref()?.poll_timeout()).min();
+        let hosts = self.relays.iter_mut().map(|host| &mut host.tcp).chain([&mut self.looks]);
+        hosts.filter_map(Host::deadline).chain(relays).chain([self.second]).min()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Now) {

@@ -278,7 +278,7 @@ impl World {
         self.queue.len()
     }
 
-    fn next_moment(&self) -> Instant {
+    fn next_moment(&mut self) -> Instant {
         let arrival = self.queue.peek().map(|Reverse(entry)| entry.at);
         let alarm = self.alarms.first().map(|(at, _)| *at);
         let next = [arrival, alarm, self.server.deadline()].into_iter().flatten().min();

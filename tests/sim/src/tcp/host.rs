@@ -52,6 +52,8 @@ pub(crate) struct Host {
     ports: u16,
     numbers: u32,
     accepted: u32,
+    /// The earliest deadline; `None` when it must be looked for again. Thousands of events ask for it between two changes.
+    soonest: Option<Option<Instant>>,
 }
 
 impl Host {
@@ -72,6 +74,7 @@ impl Host {
     pub(crate) fn unbind(&mut self, id: PortId) {
         let Some(port) = self.port_of(id) else { return };
         self.listeners.remove(&port);
+        self.soonest = None;
         self.sockets.retain(|(local, _), socket| local.port() != port || socket.state != State::Invited);
     }
 
@@ -94,6 +97,7 @@ impl Host {
         socket.ignores_expiry = dial.ttl.is_some();
         self.sent.push_back((place.0, place.1, socket.syn()));
         self.sockets.insert(place, socket);
+        self.soonest = None;
         self.places.insert(id, place);
     }
 
@@ -108,6 +112,7 @@ impl Host {
     pub(crate) fn close(&mut self, id: StreamId) {
         let Some(place) = self.places.remove(&id) else { return };
         let Some(socket) = self.sockets.remove(&place) else { return };
+        self.soonest = None;
         if socket.state == State::Open {
             self.sent.push_back((place.0, place.1, Segment::new(Kind::Fin)));
         }
@@ -117,6 +122,7 @@ impl Host {
     pub(crate) fn send(&mut self, id: StreamId, bytes: Vec<u8>, now: Instant) {
         let Some(place) = self.places.get(&id).copied() else { return };
         let Some(socket) = self.sockets.get_mut(&place) else { return };
+        self.soonest = None;
         let segment = socket.push(bytes, now);
         self.sent.extend(segment.map(|segment| (place.0, place.1, segment)));
     }
@@ -137,6 +143,7 @@ impl Host {
     /// A segment came in.
     pub(crate) fn handle_segment(&mut self, from: SocketAddr, to: SocketAddr, kind: Kind, now: Instant) {
         let place = (to, from);
+        self.soonest = None;
         if let Some(socket) = self.sockets.get_mut(&place) {
             let id = socket.id;
             let told = socket.handle(kind, now);
@@ -164,6 +171,10 @@ impl Host {
 
     /// Time passed.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        if self.deadline().is_none_or(|at| now < at) {
+            return;
+        }
+        self.soonest = None;
         let due: Vec<_> =
             self.sockets.iter().filter(|(_, s)| s.due() <= now).map(|(place, _)| *place).collect();
         for place in due {
@@ -176,8 +187,8 @@ impl Host {
     }
 
     /// When to call [`Self::handle_timeout`].
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.sockets.values().map(Socket::due).min()
+    pub(crate) fn deadline(&mut self) -> Option<Instant> {
+        *self.soonest.get_or_insert_with(|| self.sockets.values().map(Socket::due).min())
     }
 
     pub(crate) fn poll_news(&mut self) -> Option<News> {

@@ -184,11 +184,11 @@ impl Socket {
     /// Time passed: what was not answered is sent again, or given up.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Told {
         let mut told = Told::default();
-        if let Some((_, gone)) = self.limit().filter(|(at, _)| *at <= now) {
+        if let Some((_, why, text)) = self.limit().filter(|(at, ..)| *at <= now) {
             if self.state == State::Open {
                 told.segments.push(Segment::new(Kind::Fin));
             }
-            told.gone = Some(gone);
+            told.gone = Some(Gone::new(why, text));
             return told;
         }
         if self.again().is_some_and(|at| at <= now) {
@@ -209,32 +209,31 @@ impl Socket {
 
     /// When to call [`Self::handle_timeout`].
     pub(super) fn due(&self) -> Instant {
-        let limit = self.limit().map(|(at, _)| at);
+        let limit = self.limit().map(|(at, ..)| at);
         let all = [limit, self.again(), self.probe()].into_iter().flatten();
         all.min().unwrap_or(self.born + USER_TIMEOUT)
     }
 
     /// When it is over, and why, if nothing happens before.
-    fn limit(&self) -> Option<(Instant, Gone)> {
-        let silent = |text: &str| Gone::new(Why::Silent, text);
-        let lost = |text: &str| Gone::new(Why::Lost, text);
+    fn limit(&self) -> Option<(Instant, Why, &'static str)> {
         match self.state {
             State::Dialling | State::Crossing => {
-                Some((self.born + DOORS_LIMIT, silent("cannot connect: no answer within 5 s")))
+                Some((self.born + DOORS_LIMIT, Why::Silent, "cannot connect: no answer within 5 s"))
             }
             State::Invited => Some((
                 self.born + SYN_ACK_AGAIN * ((1 << SYN_ACKS) - 1),
-                silent("the connection was not confirmed"),
+                Why::Silent,
+                "the connection was not confirmed",
             )),
             State::Open if self.accepted && self.frames == 0 => {
-                Some((self.born + DOORS_LIMIT, lost("sent no message within 5 s")))
+                Some((self.born + DOORS_LIMIT, Why::Lost, "sent no message within 5 s"))
             }
             State::Open if !self.unconfirmed.is_empty() => {
-                Some((self.since + USER_TIMEOUT, lost("lost: nothing is confirmed")))
+                Some((self.since + USER_TIMEOUT, Why::Lost, "lost: nothing is confirmed"))
             }
             State::Open => {
                 let (silence, gap) = KEEPALIVE;
-                Some((self.heard + silence + gap, lost("lost: no sign of life")))
+                Some((self.heard + silence + gap, Why::Lost, "lost: no sign of life"))
             }
         }
     }
