@@ -62,7 +62,7 @@ impl Hands<'_> {
 pub enum Opened {
     /// This message to the broker.
     Ask(SocketAddr, Vec<u8>),
-    /// A check to the peer, whose number is then told by [`Attempt::greeted`].
+    /// A check to the peer, whose number is then told by [`super::Attempt::greeted`].
     Greet(SocketAddr),
     /// Nothing.
     Nothing,
