@@ -243,7 +243,7 @@ fn an_invite_prints_the_token_alone_on_stdout() {
     assert!(run.err.contains("1d"), "{run:?}");
     assert_eq!(
         daemon.join().unwrap(),
-        "{\"schema\":1,\"request\":{\"op\":\"invite\",\"name\":\"nas\",\"groups\":[\"a\",\"b\"],\"ttl_s\":7200,\"relay\":false}}\n"
+        "{\"schema\":1,\"request\":{\"op\":\"invite\",\"name\":\"nas\",\"groups\":[\"a\",\"b\"],\"ttl_s\":7200,\"relay\":false,\"may_relay\":false}}\n"
     );
 }
 
