@@ -143,7 +143,7 @@ pub struct Profile {
 }
 
 /// How often a mapping has to be used that is known to live for `lifetime` seconds: as often as is `usual`, or in three
-/// quarters of its life, so that one packet may be late. Never more often than every [`MOST_OFTEN`].
+/// quarters of its life, so that one packet may be late. Never more often than every 5 s.
 #[must_use]
 pub fn keeping(usual: Duration, lifetime: Option<u16>) -> Duration {
     let lives = lifetime.map(|seconds| Duration::from_secs(seconds.into()));
