@@ -111,7 +111,7 @@ pub struct Ports {
 /// Fewer samples than this say nothing.
 pub const FEWEST_SAMPLES: usize = 3;
 /// A larger step between two mappings is taken for chance: another host's traffic in between moves a counter by a few.
-const LARGEST_STEP: i16 = 32;
+const LARGEST_STEP: u16 = 32;
 /// The share of steps that must be equal. Below it a prediction misses more often than it hits.
 const ENOUGH: f64 = 0.5;
 
@@ -130,9 +130,9 @@ pub fn ports(samples: &[(u16, u16)]) -> Ports {
     let steps: Vec<i16> =
         outer.windows(2).filter_map(|pair| Some(step(*pair.first()?, *pair.last()?))).collect();
     let count = |step: i16| steps.iter().filter(|other| **other == step).count();
-    let common = steps.iter().copied().filter(|step| step.abs() <= LARGEST_STEP && *step != 0);
+    let common = steps.iter().copied().filter(|step| step.unsigned_abs() <= LARGEST_STEP && *step != 0);
     // Of equally frequent steps the smallest: the others may be two steps taken for one.
-    let best = common.max_by_key(|step| (count(*step), std::cmp::Reverse(step.abs())));
+    let best = common.max_by_key(|step| (count(*step), std::cmp::Reverse(step.unsigned_abs())));
     let share_of_best = best.map_or(0.0, |step| share(count(step), steps.len()));
     match best {
         Some(step) if share_of_best > ENOUGH => {
@@ -277,7 +277,8 @@ mod tests {
             (&[20, 21, 23, 24, 25], Delta(1), 0.75), // somebody else took 22
             (&[20, 21, 10, 11, 900], Random, 0.5),   // half of the steps is not enough
             (&[40_000, 1200, 33_000, 5000, 61_000], Random, 1.0),
-            (&[700, 700, 700, 700, 700], Random, 1.0), // no NAT does this to ports in use: not a step
+            (&[20, 32_788, 20, 32_788, 20], Random, 1.0), // half of all ports away, forth and back
+            (&[700, 700, 700, 700, 700], Random, 1.0),    // no NAT does this to ports in use: not a step
         ] {
             let samples: Vec<(u16, u16)> = (1001..).zip(outer.iter().copied()).collect();
             let found = ports(&samples);
